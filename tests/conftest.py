@@ -1,0 +1,42 @@
+"""Fixtures shared by the flat tests: where outside data lies, and the reason printed when it does not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _folder(variable: str, default: str) -> Path:
+    path = Path(os.environ.get(variable, ROOT / default)).resolve()
+    if not path.is_dir():
+        pytest.skip(f"{variable} names no folder ({path}): the data are not part of the repository")
+    return path
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout itself, for tests of tools and configs."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def golden_models() -> Path:
+    """Folder of golden model tensors (`LINESCAN_GOLDEN`)."""
+    return _folder("LINESCAN_GOLDEN", "../shared/golden/models")
+
+
+@pytest.fixture(scope="session")
+def golden_ops(golden_models: Path) -> Path:
+    """Folder of golden operator tensors, beside the models."""
+    path = golden_models.parent / "ops"
+    if not path.is_dir():
+        pytest.skip(f"no golden operators beside {golden_models}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real images with masks (`LINESCAN_DATA`)."""
+    return _folder("LINESCAN_DATA", "../shared/data")
