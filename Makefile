@@ -18,10 +18,12 @@ versions: .venv/.installed
 	@$(BIN)/python --version
 	@$(BIN)/pip freeze --exclude-editable
 
+# MMSegmentation asks for opencv-python, whose cv2 needs the libraries of a desktop (libxcb); the headless build has the same files without them.
 # The stamp is newer than what it was made from, so a second call installs nothing and starts at once.
 .venv/.installed: setup.py constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dense,dev]"
+	$(BIN)/python -m pip install --constraint constraints.txt --force-reinstall --no-deps opencv-python-headless
 	touch $@
 
 clean:
