@@ -1,1 +1,26 @@
-"""linescan."""
+"""Datasets and loading transforms, registered with MMSegmentation on import."""
+
+from .checked import (
+    CamVidDataset,
+    CheckedADE20KDataset,
+    CheckedCityscapesDataset,
+    CheckedDatasetMixin,
+    CheckedPascalVOCDataset,
+    CheckedSegDataset,
+)
+from .loading import LoadCheckedAnnotations, LoadCheckedImage, read_pixels
+from .sources import SOURCES, DataSource
+
+__all__ = [
+    "SOURCES",
+    "CamVidDataset",
+    "CheckedADE20KDataset",
+    "CheckedCityscapesDataset",
+    "CheckedDatasetMixin",
+    "CheckedPascalVOCDataset",
+    "CheckedSegDataset",
+    "DataSource",
+    "LoadCheckedAnnotations",
+    "LoadCheckedImage",
+    "read_pixels",
+]
