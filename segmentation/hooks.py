@@ -18,9 +18,9 @@ from .visualization import draw_sheet
 class PredictionPicturesHook(Hook):
     """Sheets of image | ground truth | prediction, for a few validation images at every evaluation and, on request, for the test images.
 
-    The validation images are spread evenly over the data set and stay the same during a run. Each sheet goes through `runner.visualizer`, so it
-    ends up as `vis_data/vis_image/val_<number>_<name>_<iteration>.png` in the work folder and, with TensorboardVisBackend, as an image of the
-    event file. In a distributed run the main process draws, from its share of the data.
+    The validation images are spread evenly over the data set and stay the same during a run. Each sheet goes through
+    `runner.visualizer`: as `vis_data/vis_image/val_<number>_<name>_<iteration>.png` in the work folder and, with TensorboardVisBackend,
+    as an image of the event file. In a distributed run the main process draws, from its share of the data.
 
     Args:
         num_images: validation images per evaluation; 0 draws none.

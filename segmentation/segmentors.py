@@ -12,13 +12,13 @@ from mmseg.registry import MODELS
 class PyramidEncoderDecoder(EncoderDecoder):
     """MMSegmentation's EncoderDecoder, with `in_channels` of neck and heads taken from the backbone.
 
-    The backbone tells its channels per level in `out_channels`; a neck tells its own either as a sequence or as an int together with `num_outs`
-    (FPN, MultiLevelNeck). A head selects levels with `in_index`. Where a head or neck gives `in_channels` itself, the two must agree.
-    A backbone or neck that tells nothing (MMSegmentation's own) works when the next part gives `in_channels`.
+    The backbone tells its channels per level in `out_channels`; a neck tells its own either as a sequence or as an int together with
+    `num_outs` (FPN, MultiLevelNeck). A head selects levels with `in_index`. Where a head or neck gives `in_channels` itself, the two must
+    agree. A backbone or neck that tells nothing (MMSegmentation's own) works when the next part gives `in_channels`.
 
     Args:
-        backbone, decode_head, neck, auxiliary_head, train_cfg, test_cfg, data_preprocessor, init_cfg: as in EncoderDecoder. Pretrained weights
-            go through the backbone's `init_cfg`. The configs passed in are not changed.
+        backbone, decode_head, neck, auxiliary_head, train_cfg, test_cfg, data_preprocessor, init_cfg: as in EncoderDecoder. Pretrained
+            weights go through the backbone's `init_cfg`. The configs passed in are not changed.
 
     Raises:
         ValueError: `in_channels` is unknown, disagrees with the pyramid, or `in_index` names a level that does not exist.

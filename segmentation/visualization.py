@@ -1,6 +1,7 @@
 """Pictures of label maps: colours, overlays, label PNGs and sheets of image | ground truth | prediction with a legend.
 
-Images are RGB uint8 arrays (H, W, 3), label maps integer arrays (H, W) of class indices; everything outside 0..len(palette)-1 counts as ignored.
+Images are RGB uint8 arrays (H, W, 3), label maps integer arrays (H, W) of class indices; everything outside 0..len(palette)-1 counts
+as ignored.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,8 @@ def draw_sheet(
     """A picture with one row per sample, image | ground truth | prediction, and a legend of the classes that occur.
 
     Args:
-        rows: (image, ground truth or None, prediction) per sample; sizes may differ between rows. Without any ground truth the column is left out.
+        rows: (image, ground truth or None, prediction) per sample; sizes may differ between rows. Without any ground truth the column
+            is left out.
         classes, palette: names and RGB colours by class index.
         titles: headings of the three columns.
         panel: longest side of one picture, in pixels; larger ones are reduced, smaller ones kept.

@@ -5,6 +5,7 @@ error that names the path and tells where to get the data. It also hands the num
 """
 
 import os.path as osp
+from typing import ClassVar
 
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
@@ -84,7 +85,7 @@ class CamVidDataset(CheckedDatasetMixin, BaseSegDataset):
     """
 
     SOURCE = "camvid"
-    METAINFO = dict(
+    METAINFO: ClassVar[dict] = dict(
         classes=("sky", "building", "pole", "road", "pavement", "tree", "signsymbol", "fence", "car", "pedestrian", "bicyclist"),
         palette=[
             [128, 128, 128],

@@ -5,7 +5,7 @@ _base_ = "./adamw_160k.py"
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(custom_keys={"head": dict(lr_mult=1.0)}),
+    paramwise_cfg=dict(custom_keys={"decode_head": dict(lr_mult=1.0), "auxiliary_head": dict(lr_mult=1.0)}),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=500),

@@ -1,0 +1,11 @@
+"""Pascal VOC 2012: the transformer twin of hybrid-bi-wkv-tiny (softmax attention in the token layers, UPerHead).
+
+    torchrun --nproc_per_node=4 tools/train.py --launcher pytorch \
+        configs/hybrid/hybrid-attention-tiny_upernet_4xb4-40k_voc12-512x512.py
+
+Status: untrained.
+"""
+
+_base_ = "./hybrid-bi-wkv-tiny_upernet_4xb4-40k_voc12-512x512.py"
+
+model = dict(backbone=dict(mixer="attention"))

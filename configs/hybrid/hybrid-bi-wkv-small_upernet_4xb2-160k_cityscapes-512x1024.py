@@ -1,0 +1,21 @@
+"""Cityscapes: HybridBackbone small with Bi-WKV token layers and UPerHead.
+
+    torchrun --nproc_per_node=4 tools/train.py --launcher pytorch \
+        configs/hybrid/hybrid-bi-wkv-small_upernet_4xb2-160k_cityscapes-512x1024.py
+
+Status: untrained.
+"""
+
+_base_ = [
+    "../_base_/models/hybrid_upernet.py",
+    "../_base_/datasets/cityscapes_512x1024.py",
+    "../_base_/schedules/adamw_160k.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(arch="small"),
+    decode_head=dict(num_classes=_base_.num_classes),
+    auxiliary_head=dict(num_classes=_base_.num_classes),
+)
