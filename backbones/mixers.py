@@ -1,0 +1,337 @@
+"""Token mixers and channel mixers: the exchangeable parts of a token layer.
+
+A token layer is
+
+    x <- x + DropPath(s1 * TokenMixer(LN(x)))
+    x <- x + DropPath(s2 * ChannelMixer(LN(x)))
+
+on tokens x (B, N, C), row-major over a grid (H, W). `MIXERS` maps the name in a config to a `MixerSpec`: the token mixer, the channel mixer
+that the published model pairs it with, and their defaults. A new mixer, ours or a third party's, is one more entry (`register_mixer`).
+
+| name      | token mixer                                | channel mixer              | layer scale | MLP ratio |
+|-----------|--------------------------------------------|----------------------------|-------------|-----------|
+| bi_wkv    | Q-shift + Bi-WKV (RWKV-4, linear time)      | RWKV channel mix, Q-shift  | 1e-2        | 4         |
+| attention | softmax attention (quadratic)               | GeGLU                      | none        | 2         |
+| mbconv    | none of its own                             | MBConv-LN (depthwise 3x3)  | none        | 4         |
+| none      | the same RWKV layer, each token by itself   | RWKV channel mix, no shift | 1e-2        | 4         |
+
+Sources: RWKV-SAM (arXiv 2406.19369), Vision-RWKV (arXiv 2403.02308), ViTamin (arXiv 2404.02132).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.bi_wkv import bi_wkv
+from .names import choose, unknown
+from .scans import q_shift
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """Where a mixer stands: what its constructor may depend on.
+
+    Attributes:
+        dim: token width C.
+        index: layer index, 0-based.
+        depth: number of token layers.
+        num_heads: heads of mixers that have heads.
+        mlp_ratio: hidden width of the channel mixer over C.
+    """
+
+    dim: int
+    index: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the channel mixer, int(mlp_ratio * C)."""
+        return int(self.mlp_ratio * self.dim)
+
+    @property
+    def rise(self) -> float:
+        """0 for the first layer, 1 for the last; 0 for a single one, where the official code divides by zero."""
+        return self.index / max(self.depth - 1, 1)
+
+    @property
+    def fall(self) -> float:
+        """1 for the first layer, 1 / depth for the last."""
+        return 1 - self.index / self.depth
+
+
+def _mix(x: Tensor, shifted: Tensor, share: Tensor) -> Tensor:
+    """share * x + (1 - share) * shifted."""
+    return shifted + share * (x - shifted)
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+class RWKVSpatialMix(nn.Module):
+    """Spatial mix of Vision-RWKV (arXiv 2403.02308, eq. 3-4): Q-shift, three projections, Bi-WKV, a sigmoid gate.
+
+    With T tokens, xs = q_shift(x) and x_m = mix_m * x + (1 - mix_m) * xs:
+    out = output(sigmoid(receptance(x_r)) * BiWKV(w=decay/T, u=first/T, k=key(x_k), v=value(x_v))).
+    Both decay and first are divided by T, as the official code does; the paper divides the decay only.
+
+    `decay`, `first` and the mixes start at the official "fancy" values, which depend on channel and layer. The four linears keep PyTorch's
+    default initialisation, as they do in the official code, whose zero-scale attributes nothing reads: zero everywhere would leave no
+    gradient.
+    """
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        dim, rise, fall = context.dim, context.rise, context.fall
+        h = torch.arange(dim, dtype=torch.float64)
+        decay = -5 + 8 * (h / max(dim - 1, 1)) ** (0.7 + 1.3 * rise)
+        first = math.log(0.3) + 0.5 * ((h + 1) % 3 - 1)
+        ramp = (h / dim) ** fall
+        dtype = torch.get_default_dtype()
+        self.decay = nn.Parameter(decay.to(dtype))
+        self.first = nn.Parameter(first.to(dtype))
+        self.mix_k = nn.Parameter(ramp.to(dtype))
+        self.mix_v = nn.Parameter((ramp + 0.3 * rise).to(dtype))
+        self.mix_r = nn.Parameter(((h / dim) ** (0.5 * fall)).to(dtype))
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.receptance = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"decay", "first", "mix_k", "mix_v", "mix_r"}
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        shifted = q_shift(x, grid)
+        k = self.key(_mix(x, shifted, self.mix_k))
+        v = self.value(_mix(x, shifted, self.mix_v))
+        r = self.receptance(_mix(x, shifted, self.mix_r))
+        tokens = x.shape[1]
+        # decay / T is small: divide in at least float32, whatever the parameters' dtype.
+        exact = torch.promote_types(self.decay.dtype, torch.float32)
+        y = bi_wkv(self.decay.to(exact) / tokens, self.first.to(exact) / tokens, k, v)
+        return self.output(torch.sigmoid(r) * y)
+
+
+class RWKVChannelMix(nn.Module):
+    """Channel mix of Vision-RWKV: sigmoid(receptance(x_r)) * value(relu(key(x_k))^2), x_k and x_r mixed with the Q-shifted tokens."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        ramp = ((torch.arange(context.dim, dtype=torch.float64) / context.dim) ** context.fall).to(torch.get_default_dtype())
+        self.mix_k = nn.Parameter(ramp)
+        self.mix_r = nn.Parameter(ramp.clone())
+        self.key = nn.Linear(context.dim, context.hidden, bias=False)
+        self.receptance = nn.Linear(context.dim, context.dim, bias=False)
+        self.value = nn.Linear(context.hidden, context.dim, bias=False)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"mix_k", "mix_r"}
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        shifted = q_shift(x, grid)
+        hidden = _relu_squared(self.key(_mix(x, shifted, self.mix_k)))
+        return torch.sigmoid(self.receptance(_mix(x, shifted, self.mix_r))) * self.value(hidden)
+
+
+class PointwiseSpatialMix(nn.Module):
+    """The control `none`: the RWKV spatial mix when every token is its own sequence.
+
+    Bi-WKV of one token returns v, so out = output(sigmoid(receptance(x)) * value(x)). No key, no decay, no shift: no token sees another.
+    """
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        self.value = nn.Linear(context.dim, context.dim, bias=False)
+        self.receptance = nn.Linear(context.dim, context.dim, bias=False)
+        self.output = nn.Linear(context.dim, context.dim, bias=False)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return self.output(torch.sigmoid(self.receptance(x)) * self.value(x))
+
+
+class PointwiseChannelMix(nn.Module):
+    """The RWKV channel mix without the shift: sigmoid(receptance(x)) * value(relu(key(x))^2)."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        self.key = nn.Linear(context.dim, context.hidden, bias=False)
+        self.receptance = nn.Linear(context.dim, context.dim, bias=False)
+        self.value = nn.Linear(context.hidden, context.dim, bias=False)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return torch.sigmoid(self.receptance(x)) * self.value(_relu_squared(self.key(x)))
+
+
+class Attention(nn.Module):
+    """Softmax attention over all tokens: fused qkv with bias, 1/sqrt(head width), a biased projection."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        if context.dim % context.num_heads:
+            raise ValueError(f"num_heads must divide the token width {context.dim}, got {context.num_heads}")
+        self.num_heads = context.num_heads
+        self.qkv = nn.Linear(context.dim, 3 * context.dim)
+        self.proj = nn.Linear(context.dim, context.dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+class GeGLU(nn.Module):
+    """Gated MLP: down(GELU(gate(x)) * up(x)), exact (erf) GELU, biased linears."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        self.gate = nn.Linear(context.dim, context.hidden)
+        self.up = nn.Linear(context.dim, context.hidden)
+        self.down = nn.Linear(context.hidden, context.dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return self.down(F.gelu(self.gate(x)) * self.up(x))
+
+
+def round_to_8(width: float) -> int:
+    """The nearest multiple of 8, at least 8, one step more where rounding down lost over 10 % (the MobileNet rule)."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * width else rounded
+
+
+class InvertedBottleneck(nn.Module):
+    """The branch of an MBConv-LN block, after its norm: 1x1 conv, GELU, depthwise 3x3 (stride s), GELU, 1x1 conv; all biased.
+
+    The hidden width is `expand` times the *output* width, rounded to a multiple of 8. (B, in, H, W) -> (B, out, ceil(H/s), ceil(W/s)).
+
+    Convolutions start normal with std sqrt(2 / fan_out) and zero bias. That is the official code's intent; there it is applied to the stem
+    and the stride-32 block only, because MMEngine does not reach the initialisers of modules inside plain lists.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, expand: float = 4.0) -> None:
+        super().__init__()
+        hidden = round_to_8(expand * out_channels)
+        self.expand = nn.Conv2d(in_channels, hidden, 1)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden)
+        self.project = nn.Conv2d(hidden, out_channels, 1)
+        self.apply(init_conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.gelu(self.depthwise(F.gelu(self.expand(x)))))
+
+
+class MBConvMix(nn.Module):
+    """`InvertedBottleneck` on tokens: the map is rebuilt from them, and flattened again."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__()
+        self.branch = InvertedBottleneck(context.dim, context.dim, expand=context.mlp_ratio)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        image = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *grid)
+        return self.branch(image).flatten(2).transpose(1, 2)
+
+
+def init_conv(module: nn.Module) -> None:
+    """For `Module.apply`: convolutions normal with std sqrt(2 / fan_out), fan_out = kh * kw * out / groups; zero bias."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+Mixer = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class MixerSpec:
+    """What a mixer's name in a config stands for.
+
+    Attributes:
+        token: `token(context, **options)` -> module, forward(x (B, N, C), grid) -> (B, N, C); None if the channel mixer mixes tokens too.
+        channel: name of its channel mixer in `CHANNEL_MIXERS`.
+        layer_scale: initial value of the per-channel factors s1 and s2; None for no factors.
+        mlp_ratio: default hidden width of the channel mixer over C.
+    """
+
+    token: Mixer | None
+    channel: str
+    layer_scale: float | None
+    mlp_ratio: float
+
+
+CHANNEL_MIXERS: dict[str, Mixer] = {
+    "rwkv": RWKVChannelMix,
+    "rwkv_pointwise": PointwiseChannelMix,
+    "geglu": GeGLU,
+    "mbconv": MBConvMix,
+}
+
+MIXERS: dict[str, MixerSpec] = {
+    "bi_wkv": MixerSpec(RWKVSpatialMix, "rwkv", layer_scale=1e-2, mlp_ratio=4),
+    "attention": MixerSpec(Attention, "geglu", layer_scale=None, mlp_ratio=2),
+    "mbconv": MixerSpec(None, "mbconv", layer_scale=None, mlp_ratio=4),
+    "none": MixerSpec(PointwiseSpatialMix, "rwkv_pointwise", layer_scale=1e-2, mlp_ratio=4),
+}
+
+
+def register_mixer(name: str, spec: MixerSpec) -> None:
+    """Add a token mixer under `name`; every backbone that takes mixers by name then takes it.
+
+    Raises:
+        ValueError: the name is taken, or `spec.channel` is no known channel mixer.
+    """
+    if name in MIXERS:
+        raise ValueError(f"a mixer named {name!r} is already registered: {MIXERS[name]}")
+    choose(spec.channel, CHANNEL_MIXERS, "channel mixer")
+    MIXERS[name] = spec
+
+
+@dataclass(frozen=True)
+class MixerChoice:
+    """A mixer as a config names it: a name, or dict(type=name, **options).
+
+    The options `channel_mixer`, `layer_scale` and `mlp_ratio` replace the spec's; all others go to the token mixer's constructor.
+    """
+
+    name: str
+    spec: MixerSpec
+    mlp_ratio: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, mixer: str | Mapping[str, Any]) -> "MixerChoice":
+        """Raises TypeError if `mixer` is neither a name nor a dict, ValueError for unknown names and options that do not fit."""
+        if isinstance(mixer, str):
+            return cls(mixer, choose(mixer, MIXERS, "mixer"))
+        if not isinstance(mixer, Mapping):
+            raise TypeError(f"mixer must be a name or dict(type=name, ...), got {mixer!r}")
+        options = dict(mixer)
+        if "type" not in options:
+            raise ValueError(f"a mixer given as a dict needs the key 'type', got {mixer!r}")
+        name = options.pop("type")
+        spec = choose(name, MIXERS, "mixer")
+        channel = options.pop("channel_mixer", spec.channel)
+        choose(channel, CHANNEL_MIXERS, "channel mixer")
+        spec = MixerSpec(spec.token, channel, options.pop("layer_scale", spec.layer_scale), spec.mlp_ratio)
+        mlp_ratio = options.pop("mlp_ratio", None)
+        if options and spec.token is None:
+            raise ValueError(f"mixer {name!r} has no token mixer that could take {unknown(next(iter(options)), (), 'option')}")
+        return cls(name, spec, mlp_ratio, options)
