@@ -2,6 +2,7 @@
 
 from . import datasets
 from .hooks import PredictionPicturesHook
+from .metrics import ClassPairAccuracy, PerClassIoUMetric
 from .segmentors import PyramidEncoderDecoder
 
-__all__ = ["PredictionPicturesHook", "PyramidEncoderDecoder", "datasets"]
+__all__ = ["ClassPairAccuracy", "PerClassIoUMetric", "PredictionPicturesHook", "PyramidEncoderDecoder", "datasets"]
