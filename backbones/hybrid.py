@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from .mixers import CHANNEL_MIXERS, NORM_EPS, InvertedBottleneck, LayerContext, MixerChoice, init_conv
 from .names import choose, unknown
-from .pyramid import Pyramid, resize_pos_embed
+from .pyramid import Pyramid
 from .registry import BACKBONES
+from .scans import resize_pos_embed
 
 # stem_width: width at stride 2; dims: widths at strides 4, 8, 16; conv_depths: blocks of the two convolution stages; depth: token layers.
 ARCH_DEFAULTS: dict[str, Any] = dict(conv_depths=(2, 4), depth=14, num_heads=6)

@@ -11,15 +11,18 @@ Any torch.nn.Module may keep it; inheriting from `Pyramid` is a convenience. Of 
 the training resolution.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from mmengine.model import BaseModule
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from .checkpoints import load_checkpoint
 
 PROMISE = (
     "a linescan backbone promises forward(x: (B, 3, H, W)) -> tuple of (B, out_channels[i], ceil(H/out_strides[i]), ceil(W/out_strides[i]))"
@@ -83,18 +86,6 @@ def check_outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
             )
 
 
-def resize_pos_embed(embed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embedding (1, C, h, w) resized to (1, C, *grid): bicubic, align_corners=False, no antialias.
-
-    Computed in float32 or, for a float64 embedding, in float64; the result has the dtype of the embedding. The same grid returns the
-    embedding itself.
-    """
-    if tuple(embed.shape[-2:]) == tuple(grid):
-        return embed
-    compute = torch.promote_types(embed.dtype, torch.float32)
-    return F.interpolate(embed.to(compute), size=grid, mode="bicubic", align_corners=False).to(embed.dtype)
-
-
 class Pyramid(BaseModule):
     """Base class of our backbones: the arguments that MMSegmentation users know, in one place.
 
@@ -108,7 +99,8 @@ class Pyramid(BaseModule):
             documents what its stages are.
         norm_eval: keep batch-norm layers in evaluation mode while training.
         with_cp: recompute the activations of each block in the backward pass instead of storing them.
-        init_cfg: MMEngine's initialisation config.
+        init_cfg: MMEngine's initialisation config. An entry dict(type="Pretrained", checkpoint=PATH, family=..., prefix=...,
+            allow_missing=...) loads strictly, by `checkpoints.load_checkpoint`.
     """
 
     out_channels: tuple[int, ...]
@@ -124,7 +116,10 @@ class Pyramid(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
+        configs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+        self_loaded = [config for config in configs if config["type"] in ("Pretrained", PretrainedInit)]
+        super().__init__(init_cfg=[config for config in configs if config not in self_loaded] or None)
+        self._pretrained = copy.deepcopy(self_loaded)
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f"in_channels must be a positive int, got {in_channels!r}")
         self.in_channels = in_channels
@@ -158,6 +153,17 @@ class Pyramid(BaseModule):
             part.requires_grad_(False)
         names = {id(module): name for name, module in self.named_modules()}
         self._frozen_modules = tuple(names[id(part)] for part in frozen if isinstance(part, nn.Module))
+        self.train()
+
+    def init_weights(self) -> None:
+        """Apply `init_cfg`: MMEngine's initialisers, then pretrained weights, strictly (MMEngine's loader skips keys that do not fit)."""
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            for config in self._pretrained:
+                options = {key: value for key, value in config.items() if key not in ("type", "checkpoint")}
+                report = load_checkpoint(self, config["checkpoint"], **options)
+                print_log(f"{config['checkpoint']}: {report}", logger="current")
 
     def train(self, mode: bool = True) -> "Pyramid":
         """Set training mode, except for frozen stages and, with `norm_eval`, batch norm. Returns self."""

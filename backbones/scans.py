@@ -1,8 +1,10 @@
-"""Orders and shifts of tokens on their 2-D grid.
+"""Tokens and their 2-D grid: shifts, and position embeddings at any size.
 
 Tokens are (B, N, C), row-major over a grid (H, W), N = H * W.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -33,3 +35,15 @@ def q_shift(x: Tensor, grid: tuple[int, int]) -> Tensor:
     out[:, 1:, :, cut2:cut3] = source[:, :-1, :, cut2:cut3]
     out[:, :-1, :, cut3:] = source[:, 1:, :, cut3:]
     return out.view(b, -1, c)
+
+
+def resize_pos_embed(embed: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embedding (1, C, h, w) resized to (1, C, *grid): bicubic, align_corners=False, no antialias.
+
+    Computed in float32 or, for a float64 embedding, in float64; the result has the dtype of the embedding. The same grid returns the
+    embedding itself.
+    """
+    if tuple(embed.shape[-2:]) == tuple(grid):
+        return embed
+    compute = torch.promote_types(embed.dtype, torch.float32)
+    return F.interpolate(embed.to(compute), size=grid, mode="bicubic", align_corners=False).to(embed.dtype)

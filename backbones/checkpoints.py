@@ -1,0 +1,322 @@
+"""Checkpoints: from another code's parameter names and shapes to ours, strictly.
+
+A family is a key map: rules that rewrite an official parameter name into ours. Every key of a file ends up in a report as mapped, resized,
+dropped on purpose, missing or unexpected; missing and unexpected keys, and shapes that do not fit, are an error that lists them. Nothing
+stays random silently.
+
+| family  | published code                                          | our class      |
+|---------|---------------------------------------------------------|----------------|
+| linescan | this package                                           | any            |
+| rwkvsam | RWKV-SAM's VITAMINBackbone (HarborYuan/ovsam)           | HybridBackbone |
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .names import choose, unknown
+from .scans import resize_pos_embed
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, or does not fit the model; the message names the file or lists the keys."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one published code names the parameters of a backbone.
+
+    Attributes:
+        rules: (pattern, replacement) pairs for `re.sub` on a whole key; the first that matches applies. A key that none matches is
+            unexpected.
+        drop: patterns of keys that the backbone has no use for, such as a classifier.
+    """
+
+    rules: tuple[tuple[str, str], ...]
+    drop: tuple[str, ...] = ()
+
+    def rename(self, key: str) -> str | None:
+        """Our name of an official key; None if no rule knows it."""
+        for pattern, replacement in self.rules:
+            if re.fullmatch(pattern, key):
+                return re.sub(pattern, replacement, key)
+        return None
+
+
+_TAIL = r"\.(weight|bias)"
+_MBCONV_PARTS = {"conv1_1x1": "expand", "conv2_kxk": "depthwise", "conv3_1x1": "project"}
+
+
+def _mbconv_block_rules(official: str, ours: str) -> tuple[tuple[str, str], ...]:
+    return (
+        (official + r"\.shortcut(?:\.expand)?" + _TAIL, ours + r".shortcut.\g<2>"),
+        (official + r"\.pre_norm" + _TAIL, ours + r".norm.\g<2>"),
+        *((official + rf"\.{theirs}" + _TAIL, ours + rf".branch.{name}.\g<2>") for theirs, name in _MBCONV_PARTS.items()),
+    )
+
+
+_LAYER = r"layers\.(\d+)\."
+FAMILIES: dict[str, Family] = {
+    "linescan": Family(rules=((r".+", r"\g<0>"),)),
+    "rwkvsam": Family(
+        rules=(
+            (r"pos_embed", "pos_embed"),
+            (r"stem\.(conv1|conv2)" + _TAIL, r"stem.\1.\2"),
+            (r"stem\.norm1" + _TAIL, r"stem.norm.\1"),
+            *_mbconv_block_rules(r"conv_stages\.(\d+\.\d+)", r"stages.\g<1>"),
+            (r"conv_final_pool\.(norm|proj)" + _TAIL, r"reduction.\1.\2"),
+            (_LAYER + r"layer_scale_([12])", r"layers.\1.scale\2"),
+            (_LAYER + r"(?:norm|ln)([12])" + _TAIL, r"layers.\1.norm\2.\3"),
+            (_LAYER + r"attn\.spatial_(decay|first|mix_[kvr])", r"layers.\1.token.\2"),
+            (_LAYER + r"attn\.(key|value|receptance|output|qkv|proj)" + _TAIL, r"layers.\1.token.\2.\3"),
+            (_LAYER + r"mlp\.spatial_mix_([kr])", r"layers.\1.channel.mix_\2"),
+            (_LAYER + r"mlp\.(key|receptance|value)" + _TAIL, r"layers.\1.channel.\2.\3"),
+            *(
+                (_LAYER + rf"ffn\.{theirs}" + _TAIL, rf"layers.\1.channel.{ours}.\2")
+                for theirs, ours in (("w0", "gate"), ("w1", "up"), ("w2", "down"))
+            ),
+            (_LAYER + "pre_norm" + _TAIL, r"layers.\1.norm2.\2"),
+            *((_LAYER + theirs + _TAIL, rf"layers.\1.channel.branch.{ours}.\2") for theirs, ours in _MBCONV_PARTS.items()),
+            (r"final_norm" + _TAIL, r"final_norm.\1"),
+            *_mbconv_block_rules("(final_layer)", "extra"),
+        ),
+        drop=(r"head\..*",),
+    ),
+}
+
+
+@dataclass
+class LoadReport:
+    """What became of every key.
+
+    Attributes:
+        family: the key map that was used.
+        mapped, resized: the file's name -> ours.
+        dropped, unexpected: names of the file.
+        missing: our names.
+        mismatched: our name -> what does not fit.
+    """
+
+    family: str
+    mapped: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        counts = f"{len(self.mapped)} mapped, {len(self.resized)} resized, {len(self.dropped)} dropped on purpose"
+        lines = [f"checkpoint of family {self.family!r}: {counts}, {len(self.missing)} missing, {len(self.unexpected)} unexpected"]
+        lines += [f"  missing: {key}" for key in self.missing]
+        lines += [f"  unexpected: {key}" for key in self.unexpected]
+        lines += [f"  wrong shape: {text}" for text in self.mismatched.values()]
+        return "\n".join(lines)
+
+
+def convert(
+    state_dict: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    family: str,
+    source_grid: Sequence[int] | None = None,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Rename and reshape the tensors of an official state dict so that they fit `model`.
+
+    Args:
+        state_dict: official keys (of the backbone alone) -> tensors.
+        model: one of our backbones; only its parameters' names and shapes are read, so it may be on the meta device.
+        family: a key of `FAMILIES`.
+        source_grid: token grid (h, w) of the file's position embedding. None: the model's own grid if the token count agrees, else a
+            square.
+
+    Returns:
+        The tensors under our names, and the report. Nothing is raised for keys that do not fit: they stand in the report.
+    """
+    rules = choose(family, FAMILIES, "checkpoint family")
+    targets = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    converted: dict[str, Tensor] = {}
+    report = LoadReport(family)
+    for key, value in state_dict.items():
+        if any(re.fullmatch(pattern, key) for pattern in rules.drop):
+            report.dropped.append(key)
+            continue
+        name = rules.rename(key)
+        if name is None or name not in targets or name in converted:
+            report.unexpected.append(key)
+            continue
+        fitted = _fit(name, value, targets[name], source_grid)
+        if fitted is None:
+            report.mismatched[name] = f"{key} has shape {tuple(value.shape)}, {name} needs {tuple(targets[name])}"
+            continue
+        converted[name] = fitted
+        (report.mapped if fitted.numel() == value.numel() else report.resized)[key] = name
+    report.missing = [name for name in targets if name not in converted and name not in report.mismatched]
+    return converted, report
+
+
+def _fit(name: str, value: Tensor, shape: torch.Size, source_grid: Sequence[int] | None) -> Tensor | None:
+    """`value` in the wanted shape, or None. Only axes of length 1 and position embeddings may differ."""
+    if value.shape == shape:
+        return value
+    if name.rsplit(".", 1)[-1] == "pos_embed":
+        return _fit_pos_embed(value, shape, source_grid)
+    if [n for n in value.shape if n != 1] == [n for n in shape if n != 1]:
+        return value.reshape(shape)
+    return None
+
+
+def _fit_pos_embed(value: Tensor, shape: torch.Size, source_grid: Sequence[int] | None) -> Tensor | None:
+    """Position embedding (1, N, C) or (1, C, h, w) as (1, C, *grid of `shape`), resized bicubically if the grids differ."""
+    if value.ndim == 3:
+        tokens = value.shape[1]
+        if source_grid is None:
+            side = math.isqrt(tokens)
+            source_grid = shape[2:] if tokens == shape[2] * shape[3] else (side, side)
+        if math.prod(source_grid) != tokens:
+            return None
+        value = value.transpose(1, 2).reshape(1, value.shape[2], *source_grid)
+    if value.ndim != 4 or value.shape[:2] != shape[:2]:
+        return None
+    return resize_pos_embed(value, (shape[2], shape[3])).contiguous()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file or a PyTorch file (read with weights_only=True; a file that would run code is refused).
+
+    Raises:
+        CheckpointError: no such file, unreadable, refused, or no state dict in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"checkpoint {path} holds no state dict (names -> tensors), but a {type(content).__name__}")
+    return dict(content)
+
+
+def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """The keys under `prefix`, without it, and the keys that are not under it.
+
+    None takes off "module." (data-parallel wrappers), then "backbone." if any key has it: the file of a whole segmentor or classifier.
+    """
+    if prefix is None:
+        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+        prefix = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
+    inside = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    return inside, [key for key in state_dict if not key.startswith(prefix)]
+
+
+def load_checkpoint(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    family: str = "linescan",
+    prefix: str | None = None,
+    source_grid: Sequence[int] | None = None,
+    allow_missing: Collection[str] = (),
+    allow_unexpected: Collection[str] = (),
+) -> LoadReport:
+    """Load a file or a state dict of a family into one of our backbones, strictly.
+
+    Args:
+        model: the backbone.
+        source: a path, or a state dict.
+        family: a key of `FAMILIES`.
+        prefix: what the backbone's keys start with in the file; None finds out, see `strip_prefix`.
+        source_grid: see `convert`.
+        allow_missing: our names that the file may lack; they keep their initial values.
+        allow_unexpected: the file's names (without prefix) that may be ignored.
+
+    Returns:
+        The report. Keys outside the prefix count as dropped on purpose, and so do allowed unexpected ones.
+
+    Raises:
+        CheckpointError: unreadable, or keys are missing, unexpected or of another shape; the model is unchanged then.
+    """
+    state_dict = source if isinstance(source, Mapping) else read_checkpoint(source)
+    inside, outside = strip_prefix(state_dict, prefix)
+    converted, report = convert(inside, model, family=family, source_grid=source_grid)
+    report.dropped += outside + [key for key in report.unexpected if key in allow_unexpected]
+    report.unexpected = [key for key in report.unexpected if key not in allow_unexpected]
+    refused = [key for key in report.missing if key not in allow_missing]
+    if refused or report.unexpected or report.mismatched:
+        origin = "" if isinstance(source, Mapping) else f"{source}: "
+        raise CheckpointError(f"{origin}does not fit {type(model).__name__}. {report}")
+    model.load_state_dict(converted, strict=not report.missing)
+    return report
+
+
+# attn_type of the official constructor -> main mixer, mixer of layers 2, 5, 8, 11.
+_OFFICIAL_MIXERS = {
+    "transformer": ("attention", None),
+    "rwkv": ("bi_wkv", None),
+    "rwkv_trans": ("bi_wkv", "attention"),
+    "mbconv_rwkv": ("mbconv", "bi_wkv"),
+    "rwkv_mbconv": ("bi_wkv", "mbconv"),
+}
+_OFFICIAL_DEPTH, _OFFICIAL_LAYERS = 14, (2, 5, 8, 11)
+
+
+def hybrid_config(
+    *,
+    model_variant: str,
+    attn_type: str,
+    attn_cfg: Mapping[str, Any] | None = None,
+    with_pos_embd: bool = True,
+    img_size: int | Sequence[int] = (1024, 1024),
+    additional_final_layers: bool = False,
+) -> dict[str, Any]:
+    """Arguments of `HybridBackbone` for those of the official VITAMINBackbone.
+
+    Args:
+        model_variant: tiny, small, base or large.
+        attn_type: transformer, rwkv, rwkv_trans (attention at layers 2, 5, 8, 11 of RWKV), mbconv_rwkv (RWKV there, in MBConv) or
+            rwkv_mbconv.
+        attn_cfg: depth, mlp_ratio, num_heads, drop_path. In the official code `depth` breaks the three mixed types (it is read as the list
+            of layers); here it is the depth, and of layers 2, 5, 8, 11 those below it are replaced.
+        with_pos_embd: learn a position embedding.
+        img_size: image size (h, w) in pixels that sizes the position embedding, one token per 16 pixels.
+        additional_final_layers: the extra level at stride 32.
+
+    Raises:
+        ValueError: a value or a key of attn_cfg that the official code does not know.
+    """
+    main, other = choose(attn_type, _OFFICIAL_MIXERS, "attn_type")
+    choose(model_variant, dict.fromkeys(("tiny", "small", "base", "large")), "model_variant")
+    options = dict(attn_cfg or {})
+    known = ("depth", "mlp_ratio", "num_heads", "drop_path")
+    for key in options:
+        if key not in known:
+            raise ValueError(unknown(key, known, "key of attn_cfg"))
+    depth = options.get("depth", _OFFICIAL_DEPTH)
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return dict(
+        arch=model_variant,
+        mixer=main,
+        pattern=None if other is None else {other: tuple(i for i in _OFFICIAL_LAYERS if i < depth)},
+        depth=depth,
+        mlp_ratio=options.get("mlp_ratio"),
+        num_heads=options.get("num_heads"),
+        drop_path_rate=options.get("drop_path", 0.0),
+        pos_embed_size=(height // 16, width // 16) if with_pos_embd else None,
+        extra_level=additional_final_layers,
+    )
