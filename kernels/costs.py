@@ -1,0 +1,37 @@
+"""Arithmetic of the operators, one formula per operator, registered for torch.utils.flop_counter and handed to fvcore as a plain table.
+
+Convention: elementary operations on one element, each counted once (add, multiply, divide, exp, max), as Vision-RWKV counts its operator: 29 B T C for one
+forward Bi-WKV. They are neither MACs nor 2 x MACs, so do not halve them when a FLOP count of matmuls is turned into MACs; add them as they are.
+A formula takes the shapes of the operator's tensor arguments, in order, and returns that number.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+Shapes = Sequence[Sequence[int]]
+
+
+def bi_wkv(shapes: Shapes) -> int:
+    """Shapes of w, u, k, v -> 29 B T C (Vision-RWKV's published count of one forward pass)."""
+    return 29 * prod(shapes[2])
+
+
+def bi_wkv_backward(shapes: Shapes) -> int:
+    """Shapes of w, u, k, v, gy -> 58 B T C: twice the forward, the usual ratio, since nobody has published a count of the backward."""
+    return 58 * prod(shapes[2])
+
+
+FORMULAS: dict[str, Callable[[Shapes], int]] = {"linescan::bi_wkv": bi_wkv, "linescan::bi_wkv_backward": bi_wkv_backward}
+
+
+def register(name: str, packet: torch._ops.OpOverloadPacket) -> None:
+    """Makes torch.utils.flop_counter count operator `name` (a key of FORMULAS)."""
+    formula = FORMULAS[name]
+
+    def count(*shapes, out_shape=None, **kwargs) -> int:
+        return formula(shapes)
+
+    register_flop_formula(packet)(count)
