@@ -1,0 +1,116 @@
+"""Every config: its name and docstring parse, they tell what it holds, its model builds, and a twin differs in the mixer alone."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
+
+import linescan.backbones
+import linescan.segmentation  # noqa: F401  (registers the datasets and segmentors)
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
+NAME = re.compile(
+    r"(?P<family>hybrid)-(?P<mixer>[a-z0-9-]+)-(?P<arch>test|tiny|small|base|large)_(?P<head>[a-z]+)"
+    r"_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<iters>\d+k?)_(?P<data>[a-z0-9]+)-(?P<height>\d+)x(?P<width>\d+)"
+)
+BACKBONES = {"hybrid": "linescan.HybridBackbone"}
+HEADS = {"upernet": "UPerHead", "segformer": "SegformerHead"}
+DATA = {
+    "ade20k": "CheckedADE20KDataset",
+    "cityscapes": "CheckedCityscapesDataset",
+    "voc12": "CheckedPascalVOCDataset",
+    "camvid": "CamVidDataset",
+    "shapes": "ShapesDataset",
+}
+every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+
+
+def load(path: Path) -> Config:
+    return Config.fromfile(path, import_custom_modules=False)
+
+
+def parse(path: Path) -> dict[str, str]:
+    match = NAME.fullmatch(path.stem)
+    assert match, f"{path.stem} is not <backbone>-<arch>_<head>_<gpus>xb<batch>-<iters>_<data>-<crop>"
+    return match.groupdict()
+
+
+def base_depth(path: Path) -> int:
+    """Length of the longest chain of _base_ files below a config."""
+    tree = ast.parse(path.read_text())
+    found = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", None) == "_base_"]
+    bases = ast.literal_eval(found[0]) if found else []
+    bases = [bases] if isinstance(bases, str) else bases
+    return max((1 + base_depth((path.parent / base).resolve()) for base in bases), default=0)
+
+
+def test_there_are_configs():
+    assert len([p for p in CONFIGS if p.parent.name == "hybrid"]) >= 16
+
+
+@every_config
+def test_docstring_tells_what_how_and_status(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text, f"{path} has no docstring"
+    sentence, command, *_ = text.split("\n\n")
+    assert sentence.endswith("."), f"{path}: the first paragraph is one sentence"
+    assert "tools/" in command and command.split()[-1].endswith(path.relative_to(ROOT).as_posix()), f"{path}: wrong command"
+    assert re.search(r"^Status: (reproduced|measured once|untrained)\.", text, re.M), f"{path}: no status"
+
+
+@every_config
+def test_name_and_content_agree(path):
+    name, cfg = parse(path), load(path)
+    backbone = cfg.model.backbone
+    mixer = backbone.mixer if isinstance(backbone.mixer, str) else backbone.mixer.type
+    iters = int(name["iters"].removesuffix("k")) * (1000 if name["iters"].endswith("k") else 1)
+    crop = (int(name["height"]), int(name["width"]))
+    assert (backbone.type, backbone.arch, mixer) == (BACKBONES[name["family"]], name["arch"], name["mixer"].replace("-", "_"))
+    assert cfg.model.decode_head.type == HEADS[name["head"]]
+    assert cfg.train_dataloader.batch_size == int(name["batch"])
+    assert cfg.train_cfg.max_iters == iters == cfg.param_scheduler[-1].end
+    assert cfg.train_dataloader.dataset.type == DATA[name["data"]]
+    assert tuple(cfg.model.data_preprocessor.size) == crop
+    crops = [tuple(t.crop_size) for t in cfg.train_dataloader.dataset.get("pipeline", []) if t.type == "RandomCrop"]
+    assert all(c == crop for c in crops)
+
+
+@every_config
+def test_bases_are_shallow_and_architecture_stays_out(path):
+    assert base_depth(path) <= 3
+    assert not {"depth", "num_heads", "dims"} & set(load(path).model.backbone)
+
+
+@every_config
+def test_model_builds_for_the_classes_of_the_data(path):
+    cfg = load(path)
+    init_default_scope(cfg.default_scope)
+    with torch.device("meta"):
+        model = MODELS.build(cfg.model)
+    heads = [model.decode_head, *([model.auxiliary_head] if model.with_auxiliary_head else [])]
+    classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO["classes"]
+    assert {head.num_classes for head in heads} == {len(classes)}
+    assert all(loss.avg_non_ignore for loss in (head.loss_decode for head in heads))
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "-attention-" in p.stem], ids=lambda p: p.stem)
+def test_twin_differs_in_the_mixer_alone(path):
+    twin = path.with_name(path.name.replace("-attention-", "-bi-wkv-"))
+    assert twin.exists(), f"{path} has no Bi-WKV twin"
+    mine, other = load(path).to_dict(), load(twin).to_dict()
+    assert (mine["model"]["backbone"].pop("mixer"), other["model"]["backbone"].pop("mixer")) == ("attention", "bi_wkv")
+    assert mine == other
+
+
+def test_the_data_folder_follows_the_environment(monkeypatch):
+    path = next(p for p in CONFIGS if "camvid" in p.stem)
+    monkeypatch.delenv("LINESCAN_DATA", raising=False)
+    assert load(path).train_dataloader.dataset.data_root == "data/camvid"
+    monkeypatch.setenv("LINESCAN_DATA", "/elsewhere")
+    assert load(path).test_dataloader.dataset.data_root == "/elsewhere/camvid"
