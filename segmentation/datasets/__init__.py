@@ -1,7 +1,7 @@
 """Datasets and loading transforms, registered with MMSegmentation on import."""
 
+from .camvid import CamVidDataset
 from .checked import (
-    CamVidDataset,
     CheckedADE20KDataset,
     CheckedCityscapesDataset,
     CheckedDatasetMixin,

@@ -5,7 +5,6 @@ error that names the path and tells where to get the data. It also hands the num
 """
 
 import os.path as osp
-from typing import ClassVar
 
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset, PascalVOCDataset
 from mmseg.registry import DATASETS
@@ -75,29 +74,3 @@ class CheckedPascalVOCDataset(CheckedDatasetMixin, PascalVOCDataset):
 @DATASETS.register_module()
 class CheckedSegDataset(CheckedDatasetMixin, BaseSegDataset):
     """Any img_dir / ann_dir folder with the checks of `CheckedDatasetMixin`; classes come from `metainfo`."""
-
-
-@DATASETS.register_module()
-class CamVidDataset(CheckedDatasetMixin, BaseSegDataset):
-    """CamVid in the 11-class, 480x360 version of SegNet (Badrinarayanan et al., TPAMI 2017).
-
-    Layout: img_dir/{train,val,test}/<id>.jpg and ann_dir/{train,val,test}/<id>.png; a mask pixel is a class index, 255 is ignored.
-    """
-
-    SOURCE = "camvid"
-    METAINFO: ClassVar[dict] = dict(
-        classes=("sky", "building", "pole", "road", "pavement", "tree", "signsymbol", "fence", "car", "pedestrian", "bicyclist"),
-        palette=[
-            [128, 128, 128],
-            [128, 0, 0],
-            [192, 192, 128],
-            [128, 64, 128],
-            [60, 40, 222],
-            [128, 128, 0],
-            [192, 128, 128],
-            [64, 64, 128],
-            [64, 0, 128],
-            [64, 64, 0],
-            [0, 128, 192],
-        ],
-    )

@@ -3,7 +3,7 @@
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    constructor="NoDecayOptimWrapperConstructor",
+    constructor="LinescanOptimWrapperConstructor",
     paramwise_cfg=dict(custom_keys={"decode_head": dict(lr_mult=10.0), "auxiliary_head": dict(lr_mult=10.0)}),
 )
 param_scheduler = [
