@@ -1,0 +1,83 @@
+"""The two calls behind `tools/train.py` and `tools/test.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .checkpoints import check_weights, read_checkpoint, write_text
+from .errors import ConfigError
+from .launch import adapt
+from .noise import quiet_imports, silence_warnings
+from .runner import LinescanFlexibleRunner, LinescanRunner
+from .safe_load import secure_loading
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config: `runner_type` if it names one, `LinescanFlexibleRunner` if it has a `strategy`, else `LinescanRunner`."""
+    silence_warnings()
+    adapt(cfg)
+    with quiet_imports():
+        if cfg.get("runner_type"):
+            return RUNNERS.build(cfg)
+        return (LinescanFlexibleRunner if cfg.get("strategy") else LinescanRunner).from_cfg(cfg)
+
+
+def run_train(cfg: Config, *, trust_checkpoint: bool = False) -> Runner:
+    """Train as the config says, with the validations, checkpoints and pictures it asks for.
+
+    Args:
+        cfg: a complete config, from `load_config`.
+        trust_checkpoint: load pickles that may run code. Only for your own files.
+
+    Returns:
+        The runner after training: `runner.model`, `runner.message_hub`.
+
+    Raises:
+        ConfigError, CheckpointError, NonFiniteLossError: see their docstrings.
+    """
+    secure_loading(trust_checkpoint)
+    for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
+        if cfg.get(key) is None:
+            raise ConfigError(f"{cfg.filename}: {key} is missing, nothing to train")
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def run_test(
+    cfg: Config, checkpoint: str | Path, *, metrics_file: str | Path | None = None, trust_checkpoint: bool = False
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on the test split of the config.
+
+    Args:
+        cfg: a complete config, from `load_config`.
+        checkpoint: weights of exactly this model; anything missing or left over is an error.
+        metrics_file: JSON file for the metrics; None: none is written.
+        trust_checkpoint: as in `run_train`.
+
+    Returns:
+        Metric name -> value, as the config's evaluator returns them.
+    """
+    secure_loading(trust_checkpoint)
+    for key in ("model", "test_dataloader", "test_cfg", "test_evaluator"):
+        if cfg.get(key) is None:
+            raise ConfigError(f"{cfg.filename}: {key} is missing, nothing to test")
+    weights = read_checkpoint(checkpoint)
+    cfg.load_from, cfg.resume = str(checkpoint), False
+    runner = build_runner(cfg)
+    check_weights(checkpoint, weights, runner.model)
+    metrics = runner.test()
+    if metrics_file is not None and is_main_process():
+        Path(metrics_file).parent.mkdir(parents=True, exist_ok=True)
+        write_text(metrics_file, json.dumps({"checkpoint": str(checkpoint), "metrics": metrics}, indent=2, default=_plain) + "\n")
+    return metrics
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars and arrays as JSON values."""
+    return value.tolist()

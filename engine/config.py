@@ -1,0 +1,106 @@
+"""From a config file and command-line options to the config that runs."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mmengine.config.utils as mmengine_config
+from mmengine.config import Config, ConfigDict
+
+from .amp import PRECISIONS
+from .errors import ConfigError
+from .launch import LAUNCHERS
+from .noise import quiet_imports
+
+FORK_PREFIX = "onedl-"
+
+
+def find_forks() -> None:
+    """Let `_base_ = "mmseg::..."` find the maintained forks, whose distributions have other names than MMEngine expects."""
+    table = mmengine_config.MODULE2PACKAGE
+    for module, package in table.items():
+        if not _installed(package) and _installed(FORK_PREFIX + package):
+            table[module] = FORK_PREFIX + package
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def load_config(
+    path: str | Path,
+    *,
+    work_dir: str | Path | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    resume: bool | str | Path | None = None,
+    amp: str | None = None,
+    seed: int | None = None,
+    launcher: str = "none",
+) -> Config:
+    """Read a config file and apply the options of the tools to it.
+
+    Args:
+        path: config file (.py, .json, .yaml); its `custom_imports` are imported.
+        work_dir: where the run writes; else the config's own, else work_dirs/<config name>.
+        cfg_options: dotted keys to values, as `--cfg-options` gives them.
+        resume: True: from the newest complete checkpoint in the work folder, from the start if there is none. A path: from that file.
+        amp: None: as the config says; "auto", "fp16" or "bf16": mixed precision, see `MixedPrecisionOptimWrapper`.
+        seed: non-negative; else the config's `randomness`, else a random one, which the checkpoints keep.
+        launcher: "none", "pytorch", "slurm" or "mpi".
+
+    Raises:
+        ConfigError: if the file is missing or an option does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    if launcher not in LAUNCHERS:
+        raise ConfigError(f"launcher: expected one of {', '.join(LAUNCHERS)}, got {launcher!r}")
+    find_forks()
+    with quiet_imports():
+        cfg = Config.fromfile(path)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    cfg.launcher = launcher
+    cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs") / path.stem)
+    if resume is True:
+        cfg.resume, cfg.load_from = True, None
+    elif resume:
+        cfg.resume, cfg.load_from = True, str(resume)
+    if seed is not None:
+        if not 0 <= seed < 2**31:
+            raise ConfigError(f"seed: expected 0 <= seed < 2**31, got {seed}")
+        cfg.randomness = {**cfg.get("randomness", {}), "seed": seed}
+    if amp is not None:
+        set_precision(cfg, amp)
+    return cfg
+
+
+def set_precision(cfg: Config, precision: str) -> None:
+    """Make the optimizer wrapper of `cfg` a `MixedPrecisionOptimWrapper` of that precision."""
+    if precision != "auto" and precision not in PRECISIONS:
+        raise ConfigError(f"amp: expected auto, {', '.join(PRECISIONS)}, got {precision!r}")
+    wrapper = cfg.get("optim_wrapper")
+    if wrapper is None:
+        raise ConfigError("amp: the config has no optim_wrapper to run in mixed precision")
+    known = ("OptimWrapper", "AmpOptimWrapper", "MixedPrecisionOptimWrapper")
+    if wrapper.get("type", "OptimWrapper") not in known:
+        raise ConfigError(f"amp: optim_wrapper.type must be one of {', '.join(known)}, got {wrapper['type']!r}")
+    kept = {key: value for key, value in wrapper.items() if key not in ("type", "dtype", "loss_scale", "use_fsdp")}
+    cfg.optim_wrapper = ConfigDict(type="MixedPrecisionOptimWrapper", precision=precision, **kept)
+
+
+def use_tta(cfg: Config) -> None:
+    """Switch a test to test-time augmentation: `tta_pipeline` for the data, `tta_model` around the model."""
+    for key in ("tta_model", "tta_pipeline"):
+        if cfg.get(key) is None:
+            raise ConfigError(f"--tta: the config has no {key}")
+    dataset = cfg.test_dataloader.dataset
+    while "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
