@@ -114,3 +114,9 @@ def test_the_data_folder_follows_the_environment(monkeypatch):
     assert load(path).train_dataloader.dataset.data_root == "data/camvid"
     monkeypatch.setenv("LINESCAN_DATA", "/elsewhere")
     assert load(path).test_dataloader.dataset.data_root == "/elsewhere/camvid"
+
+
+@pytest.mark.parametrize("readme", sorted((ROOT / "configs").glob("*/README.md")), ids=lambda p: p.parent.name)
+def test_the_results_table_lists_every_config_of_the_folder(readme):
+    listed = re.findall(r"\]\(([^)/]+\.py)\)", readme.read_text())
+    assert sorted(listed) == sorted(p.name for p in CONFIGS if p.parent == readme.parent)

@@ -175,6 +175,12 @@ def test_every_source_has_a_dataset():
     assert set(PUBLIC) == set(SOURCES)
 
 
+def test_the_page_on_data_sets_says_the_same(repo_root):
+    page = (repo_root / "docs/datasets.md").read_text()
+    for source in SOURCES.values():
+        assert source.url in page and f"`{source.folder}`" in page
+
+
 @pytest.mark.parametrize("source", PUBLIC)
 def test_missing_data_folder_says_where_to_get_it(tmp_path, source):
     kwargs = dict(ann_file="ImageSets/Segmentation/train.txt") if source == "voc12" else {}
