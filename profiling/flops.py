@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -93,7 +92,7 @@ def count_macs(
         RuntimeError: the count of `torch.utils.flop_counter` is different.
     """
     shape = _checked_shape(input_shape)
-    copied = revert_sync_batchnorm(_copy_to(model, device)).eval()
+    copied = _without_sync_batchnorm(_copy_to(model, device)).eval()
     x = torch.empty(shape, device=device) if device == "meta" else torch.zeros(shape, device=device)
     counter = _Counter({**MAC_FORMULAS, **{name: (name, formula) for name, formula in (formulas or {}).items()}})
     reference = FlopCounterMode(display=False)
@@ -124,6 +123,15 @@ def _copy_to(model: nn.Module, device: str) -> nn.Module:
                 moved = torch.empty_like(tensor, device=device) if device == "meta" else tensor.detach().to(device, copy=True)
                 memo[id(tensor)] = nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
     return copy.deepcopy(model, memo)
+
+
+def _without_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Synchronised batch norm needs a process group on a GPU; the plain one costs the same."""
+    if not any("SyncBatchNorm" in type(module).__name__ for module in model.modules()):
+        return model
+    from mmengine.model import revert_sync_batchnorm
+
+    return revert_sync_batchnorm(model)
 
 
 @contextmanager
