@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 IGNORED = (255, 255, 255)
-Row = tuple[np.ndarray, np.ndarray | None, np.ndarray]
+Row = Sequence[np.ndarray | None]  # image, ground truth or None, one or more predictions
 
 
 def _check(labels: np.ndarray, image: np.ndarray | None = None) -> None:
@@ -66,28 +66,30 @@ def draw_sheet(
     titles: Sequence[str] = ("image", "ground truth", "prediction"),
     panel: int = 480,
 ) -> np.ndarray:
-    """A picture with one row per sample, image | ground truth | prediction, and a legend of the classes that occur.
+    """A picture with one row per sample, image | ground truth | prediction(s), and a legend of the classes that occur.
 
     Args:
-        rows: (image, ground truth or None, prediction) per sample; sizes may differ between rows. Without any ground truth the column
-            is left out.
+        rows: (image, ground truth or None, prediction, ...) per sample; sizes may differ between rows. Without any ground truth the column
+            is left out. Predictions of several models make several columns.
         classes, palette: names and RGB colours by class index.
-        titles: headings of the three columns.
+        titles: headings of the columns.
         panel: longest side of one picture, in pixels; larger ones are reduced, smaller ones kept.
 
     Returns:
         RGB uint8 array.
 
     Raises:
-        ValueError: no rows, or a row whose arrays do not fit together.
+        ValueError: no rows, a row whose arrays do not fit together, or another number of titles than columns.
     """
     if not rows:
         raise ValueError("rows is empty: expected at least one (image, ground truth, prediction)")
-    with_truth = any(truth is not None for _, truth, _ in rows)
+    if any(len(row) != len(titles) or len(row) < 3 for row in rows):
+        raise ValueError(f"each row must be (image, ground truth, prediction, ...), one entry for each of the titles {tuple(titles)}")
+    with_truth = any(row[1] is not None for row in rows)
     columns = [t for i, t in enumerate(titles) if with_truth or i != 1]
     cells, present, ignored = [], set(), False
-    for image, truth, prediction in rows:
-        maps = [truth, prediction] if with_truth else [prediction]
+    for image, truth, *predictions in rows:
+        maps = [truth, *predictions] if with_truth else predictions
         for labels in (m for m in maps if m is not None):
             _check(labels, image)
             ids = np.unique(labels)

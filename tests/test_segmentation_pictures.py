@@ -64,6 +64,15 @@ def test_sheet_reduces_large_pictures_and_leaves_out_absent_truth():
     assert without.shape[1] < with_truth.shape[1] - 80
 
 
+def test_sheet_of_several_models():
+    image, truth, first = pictures((12, 17))
+    second = 1 - first
+    sheet = draw_sheet([(image, truth, first, second)], CLASSES, PALETTE, titles=("image", "ground truth", "a", "b"))
+    assert contains(sheet, colorize(first, PALETTE)) and contains(sheet, colorize(second, PALETTE))
+    with pytest.raises(ValueError, match="one entry for each of the titles"):
+        draw_sheet([(image, truth, first, second)], CLASSES, PALETTE)
+
+
 def test_legend_names_only_what_occurs():
     image, labels = np.zeros((40, 200, 3), np.uint8), np.zeros((40, 200), int)
     many = [f"class {i}" for i in range(150)]

@@ -1,0 +1,146 @@
+"""Train several configs one after the other, evaluate them and put them side by side: python tools/compare.py CONFIG [CONFIG ...] --out DIR.
+
+Leaves in DIR: one work folder per config (checkpoints, logs, `metrics.json` with the IoU of every class), `sheet.png` (image | ground truth |
+one prediction per model), `curves.png`, `table.md` and `results.json`, the same numbers with their provenance. A config whose `metrics.json` is
+there already is not trained again; `--fresh` deletes DIR first.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # before torch is imported: no checkpoint may run code
+
+from linescan.engine import load_config, quiet_imports, run_test, run_train, write_text
+from linescan.engine.cli import run_tool
+
+with quiet_imports():
+    import numpy as np
+    from mmengine.config import DictAction
+    from mmseg.registry import DATASETS
+    from PIL import Image
+
+    from linescan.profiling import count_macs, count_parameters, measure_throughput, measurement_row, write_rows
+    from linescan.profiling.curves import plot_curves
+    from linescan.segmentation.datasets.loading import read_pixels
+    from linescan.segmentation.inference import Predictor
+    from linescan.segmentation.visualization import draw_sheet
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train, evaluate and compare several configs")
+    parser.add_argument(
+        "configs", nargs="+", type=Path, help="config files that share one data set; speeds are given relative to the first"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of every training (default: 0)")
+    parser.add_argument("--images", type=int, default=6, help="test images on the sheet (default: 6)")
+    parser.add_argument("--fresh", action="store_true", help="delete the out folder first")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change values of every config")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    return parser.parse_args()
+
+
+def train_and_test(config: Path, args: argparse.Namespace) -> None:
+    """Leaves checkpoints and `metrics.json` in the config's work folder."""
+    work_dir = args.out / config.stem
+    if (work_dir / "metrics.json").exists():
+        print(f"{config.stem}: evaluated already, see {work_dir / 'metrics.json'}")
+        return
+    options = dict(work_dir=work_dir, cfg_options=args.cfg_options, seed=args.seed)
+    print(f"\n{config.stem}: training (python tools/train.py {config} --work-dir {work_dir} --seed {args.seed})", flush=True)
+    start = time.perf_counter()
+    run_train(load_config(config, resume=work_dir.exists() or None, **options))
+    seconds = time.perf_counter() - start
+    metrics = run_test(load_config(config, **options), best_checkpoint(work_dir))
+    content = {"checkpoint": best_checkpoint(work_dir).name, "train_seconds": round(seconds, 1), "metrics": metrics}
+    write_text(work_dir / "metrics.json", json.dumps(content, indent=2) + "\n")
+
+
+def best_checkpoint(work_dir: Path) -> Path:
+    found = sorted(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"{work_dir}: no best_*.pth; the config needs a checkpoint hook with save_best")
+    return found[-1]
+
+
+def collect(args: argparse.Namespace) -> tuple[dict[str, Predictor], list[dict]]:
+    """The trained models and one results row for each."""
+    cfgs = {config.stem: load_config(config, cfg_options=args.cfg_options) for config in args.configs}
+    predictors = {name: Predictor(cfg, best_checkpoint(args.out / name)) for name, cfg in cfgs.items()}
+    size = tuple(next(iter(cfgs.values())).crop_size)
+    models = {name: predictor.model for name, predictor in predictors.items()}
+    device = next(iter(predictors.values())).device
+    speeds = measure_throughput(models, size, batch=1, device=device, max_seconds=20)
+    rows = []
+    for name, model in models.items():
+        evaluated = json.loads((args.out / name / "metrics.json").read_text())
+        macs = count_macs(model, (1, 3, *size))
+        result = dict(
+            **evaluated["metrics"],
+            parameters=count_parameters(model).total,
+            backbone_parameters=count_parameters(model.backbone).total,
+            gmacs=macs.macs / 1e9,
+            scan_gops=macs.scan_ops / 1e9,
+            train_seconds=evaluated["train_seconds"],
+            **speeds[name].as_result(),
+        )
+        condition = dict(
+            config=name, split="test", seed=args.seed, iterations=cfgs[name].train_cfg.max_iters, **speeds[name].as_condition()
+        )
+        rows.append(measurement_row("comparison", name, condition=condition, result=result, device=device))
+    return predictors, rows
+
+
+def format_table(rows: list[dict]) -> str:
+    """Markdown: one line per model, then the IoU of every class."""
+    results = [row["result"] for row in rows]
+    classes = [key for key in results[0] if key.startswith("IoU.")]
+    pair = [("linked/free accuracy, %", "pair_accuracy")] if "pair_accuracy" in results[0] else []
+    lines = [("", [row["name"] for row in rows]), ("mIoU, %", [f"{r['mIoU']:.1f}" for r in results])]
+    lines += [(title, [f"{r[key]:.1f}" for r in results]) for title, key in pair]
+    lines += [
+        ("parameters, M", [f"{r['parameters'] / 1e6:.3f}" for r in results]),
+        ("MACs, G", [f"{r['gmacs']:.3f}" for r in results]),
+        ("images/s, median (p20 to p80)", ["{median:.1f} ({p20:.1f} to {p80:.1f})".format(**r["images_per_s"]) for r in results]),
+        ("training, s", [f"{r['train_seconds']:.0f}" for r in results]),
+    ]
+    lines += [(name, [f"{r[name]:.1f}" if name in r else "absent" for r in results]) for name in classes]
+    cells = [f"| {title} | {' | '.join(values)} |" for title, values in lines]
+    return "\n".join([cells[0], "|---" * (len(rows) + 1) + "|", *cells[1:]]) + "\n"
+
+
+def draw(args: argparse.Namespace, predictors: dict[str, Predictor]) -> None:
+    """`sheet.png` and `curves.png`."""
+    dataset = DATASETS.build(load_config(args.configs[0], cfg_options=args.cfg_options).test_dataloader.dataset)
+    rows = []
+    for index in np.linspace(0, len(dataset) - 1, min(args.images, len(dataset))).astype(int):
+        sample = dataset[int(index)]["data_samples"]
+        image = np.ascontiguousarray(read_pixels(sample.img_path, "color", "image")[..., ::-1])
+        rows.append((image, sample.gt_sem_seg.data[0].numpy(), *(predictor(image) for predictor in predictors.values())))
+    first = next(iter(predictors.values()))
+    sheet = draw_sheet(rows, first.classes, first.palette, titles=("image", "ground truth", *predictors))
+    Image.fromarray(sheet).save(args.out / "sheet.png")
+    scalars = {name: max((args.out / name).glob("*/vis_data/scalars.json")) for name in predictors}
+    plot_curves(scalars, [("loss", "training loss"), ("mIoU", "validation mIoU, %")], args.out / "curves.png")
+
+
+def main() -> None:
+    args = parse_args()
+    if args.fresh and args.out.exists():
+        shutil.rmtree(args.out)
+    for config in args.configs:
+        train_and_test(config, args)
+    predictors, rows = collect(args)
+    draw(args, predictors)
+    write_rows(args.out / "results.json", rows)
+    table = format_table(rows)
+    write_text(args.out / "table.md", table)
+    print(f"\n{table}\nIn {args.out}: sheet.png, curves.png, table.md, results.json, and per model checkpoints, logs and metrics.json")
+
+
+if __name__ == "__main__":
+    run_tool(main)
