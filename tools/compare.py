@@ -1,8 +1,8 @@
-"""Train several configs one after the other, evaluate them and put them side by side: python tools/compare.py CONFIG [CONFIG ...] --out DIR.
+"""Train several configs, evaluate them and put them side by side: python tools/compare.py CONFIG [CONFIG ...] --out DIR [options].
 
-Leaves in DIR: one work folder per config (checkpoints, logs, `metrics.json` with the IoU of every class), `sheet.png` (image | ground truth |
-one prediction per model), `curves.png`, `table.md` and `results.json`, the same numbers with their provenance. A config whose `metrics.json` is
-there already is not trained again; `--fresh` deletes DIR first.
+Leaves in DIR: one work folder per config (checkpoints, logs, `metrics.json` with the IoU of every class), `sheet.png` (image | ground
+truth | one prediction per model), `curves.png`, `table.md`, and `results.json`, the same numbers with their provenance. A config whose
+`metrics.json` is there already is not trained again; `--fresh` deletes DIR first.
 """
 
 import argparse
