@@ -64,7 +64,10 @@ def load_config(
     with quiet_imports():
         cfg = Config.fromfile(path)
     if cfg_options:
+        before = cfg.get("data_root")
         cfg.merge_from_dict(cfg_options)
+        if "data_root" in cfg_options:
+            move_data_root(cfg, before, cfg_options["data_root"])
     cfg.launcher = launcher
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs") / path.stem)
     if resume is True:
@@ -78,6 +81,28 @@ def load_config(
     if amp is not None:
         set_precision(cfg, amp)
     return cfg
+
+
+def move_data_root(cfg: Config, before: str | None, after: str) -> None:
+    """Give the data sets of `cfg` that lie at `before` the root `after`: they hold copies of the config's top-level `data_root`.
+
+    Raises:
+        ConfigError: if no data set lies there, so that the option would change nothing.
+    """
+    moved = [_move(cfg.get(f"{split}_dataloader"), before, after) for split in ("train", "val", "test")]
+    if before != after and not any(moved):
+        raise ConfigError(f"data_root: no data set of the config lies at {before!r}; set train_dataloader.dataset.data_root and so on")
+
+
+def _move(node: Any, before: str | None, after: str) -> bool:
+    if isinstance(node, list | tuple):
+        return any([_move(item, before, after) for item in node])
+    if not isinstance(node, dict):
+        return False
+    here = before is not None and node.get("data_root") == before
+    if here:
+        node["data_root"] = after
+    return any([_move(value, before, after) for value in node.values()]) or here
 
 
 def set_precision(cfg: Config, precision: str) -> None:

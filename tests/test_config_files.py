@@ -12,6 +12,7 @@ from mmseg.registry import DATASETS, MODELS
 
 import linescan.backbones
 import linescan.segmentation  # noqa: F401  (registers the datasets and segmentors)
+from linescan.engine import ConfigError, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
@@ -114,6 +115,20 @@ def test_the_data_folder_follows_the_environment(monkeypatch):
     assert load(path).train_dataloader.dataset.data_root == "data/camvid"
     monkeypatch.setenv("LINESCAN_DATA", "/elsewhere")
     assert load(path).test_dataloader.dataset.data_root == "/elsewhere/camvid"
+
+
+def test_the_data_root_option_reaches_every_data_set(monkeypatch):
+    monkeypatch.delenv("LINESCAN_DATA", raising=False)
+    path = next(p for p in CONFIGS if "camvid" in p.stem)
+    cfg = load_config(path, cfg_options={"data_root": "/mnt/camvid", "val_dataloader.dataset.data_root": "/mnt/b"})
+    roots = [cfg[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")]
+    assert roots == ["/mnt/camvid", "/mnt/b", "/mnt/camvid"]
+
+
+def test_a_data_root_option_without_effect_is_an_error(tmp_path):
+    (tmp_path / "own.py").write_text("train_dataloader = dict(dataset=dict(data_root='a'))\n")
+    with pytest.raises(ConfigError, match="data_root: no data set"):
+        load_config(tmp_path / "own.py", cfg_options={"data_root": "/mnt/camvid"})
 
 
 @pytest.mark.parametrize("readme", sorted((ROOT / "configs").glob("*/README.md")), ids=lambda p: p.parent.name)
