@@ -231,7 +231,7 @@ class Mean(nn.Module):
 
     def __init__(self, context: LayerContext, *, gain: float = 1.0) -> None:
         super().__init__()
-        self.gain = gain * context.dim / context.dim
+        self.gain = gain
 
     def forward(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return self.gain * x.mean(1, keepdim=True).expand_as(x)
