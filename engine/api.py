@@ -1,6 +1,7 @@
 """The two calls behind `tools/train.py` and `tools/test.py`."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,16 @@ def run_test(
     metrics = runner.test()
     if metrics_file is not None and is_main_process():
         Path(metrics_file).parent.mkdir(parents=True, exist_ok=True)
-        write_text(metrics_file, json.dumps({"checkpoint": str(checkpoint), "metrics": metrics}, indent=2, default=_plain) + "\n")
+        write_text(metrics_file, json.dumps(_plain({"checkpoint": str(checkpoint), "metrics": metrics}), indent=2) + "\n")
     return metrics
 
 
 def _plain(value: Any) -> Any:
-    """numpy and torch scalars and arrays as JSON values."""
-    return value.tolist()
+    """Metrics as JSON values: numpy and torch scalars become numbers, NaN and infinity null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
