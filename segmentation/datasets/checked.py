@@ -43,7 +43,7 @@ class CheckedDatasetMixin:
         return samples
 
     def _advice(self) -> str:
-        other = "If the data lie elsewhere, set the environment variable LINESCAN_DATA or the data_root of the dataloaders."
+        other = "If the data lie elsewhere, set the environment variable LINESCAN_DATA, or pass --cfg-options data_root=FOLDER."
         if self.SOURCE is None:
             return other
         source = SOURCES[self.SOURCE]
