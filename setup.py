@@ -1,7 +1,7 @@
 """Packaging of linescan: the top-level folders are the sub-packages of one import namespace, `linescan`.
 
-There is no top-level module `kernels` or `backbones` (Hugging Face transformers probes for a module named `kernels`), and neither `linescan`
-nor `linescan.kernels` has an `__init__.py`: both are namespace packages, so that a kernel can be imported with torch alone.
+There is no top-level module `kernels` or `backbones` (Hugging Face transformers probes for a module named `kernels`), and neither
+`linescan` nor `linescan.kernels` has an `__init__.py`: both are namespace packages, so that a kernel can be imported with torch alone.
 """
 
 from pathlib import Path
@@ -22,8 +22,8 @@ def packages() -> dict[str, str]:
     return found
 
 
-# One name per measurement: `dense` is everything that MMSegmentation configs and the tools need. The mm* packages sit in this extra alone, because
-# the maintained forks (onedl-*) and the official packages own the same import names and must never be installed side by side.
+# `dense` is everything that MMSegmentation configs and the tools need. The mm* packages sit in this extra alone, because the maintained
+# forks (onedl-*) and the official packages own the same import names and must never be installed side by side.
 EXTRAS = {
     "dense": [
         "onedl-mmengine>=0.10.12,<0.11",
@@ -52,7 +52,7 @@ setup(
     package_dir=packages(),
     package_data={"linescan.kernels": ["*/README.md"]},
     # Ranges only: a user's torch is never replaced. constraints.txt holds the set that is tested.
-    install_requires=["torch>=2.6", "timm>=1.0.20", "numpy>=1.26", "pillow>=10"],
+    install_requires=["torch>=2.6", "timm>=1.0.20", "numpy>=1.26", "pillow>=10.1"],
     extras_require=EXTRAS,
     zip_safe=False,
 )
