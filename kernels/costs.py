@@ -1,8 +1,8 @@
 """Arithmetic of the operators, one formula per operator, registered for torch.utils.flop_counter and handed to fvcore as a plain table.
 
-Convention: elementary operations on one element, each counted once (add, multiply, divide, exp, max), as Vision-RWKV counts its operator: 29 B T C for one
-forward Bi-WKV. They are neither MACs nor 2 x MACs, so do not halve them when a FLOP count of matmuls is turned into MACs; add them as they are.
-A formula takes the shapes of the operator's tensor arguments, in order, and returns that number.
+Convention: elementary operations on one element, each counted once (add, multiply, divide, exp, max), as Vision-RWKV counts its operator:
+29 B T C for one forward Bi-WKV. They are neither MACs nor 2 x MACs, so do not halve them when a FLOP count of matmuls is turned into MACs;
+add them as they are. A formula takes the shapes of the operator's tensor arguments, in order, and returns that number.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,11 +1,11 @@
 """Which implementation of an operator runs.
 
-Backends are named `triton` (CUDA kernels), `c` (compiled CPU kernels), `torch` (chunked PyTorch, any device) and `reference` (the definition, any device).
-`auto` takes the first of them that the operator has for the tensor's device; the reference is never chosen automatically. A backend asked for by
-name runs or raises an error that says why it cannot; nothing falls back silently.
+Backends are named `triton` (CUDA kernels), `c` (compiled CPU kernels), `torch` (chunked PyTorch, any device) and `reference` (the
+definition, any device). `auto` takes the best of them that the operator has for the tensor's device; the reference is never chosen
+automatically. A backend asked for by name runs or raises an error that says why it cannot; nothing falls back silently.
 
-The choice, strongest first: the operator's `backend=` argument, unless it is "auto"; `with use_backend("torch"):`; the environment variable LINESCAN_BACKEND,
-read when this module is imported; "auto".
+The choice, strongest first: the operator's `backend=` argument, unless it is "auto"; `with use_backend("torch"):`; the environment
+variable LINESCAN_BACKEND, read when this module is imported; "auto".
 """
 
 import os
@@ -30,7 +30,9 @@ _environment = _known(os.environ.get("LINESCAN_BACKEND", "auto"), "environment v
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside the block, operators called with backend="auto" use backend `name`. Blocks nest; the setting is that of the process, not of a thread.
+    """Inside the block, operators called with backend="auto" use backend `name`.
+
+    Blocks nest; the setting is that of the process, not of a thread.
 
     Raises:
         ValueError: `name` is no backend.

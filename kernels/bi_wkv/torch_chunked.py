@@ -1,22 +1,24 @@
 """Bi-WKV in chunked PyTorch with an analytic backward: linear in T, any device, nothing saved but the inputs.
 
 Write lam = exp(-w), p_i = exp(k_i - M), x_i = (p_i, p_i v_i). The two exclusive sums, prefix F_{t+1} = lam F_t + x_t and suffix
-S_{t-1} = lam S_t + x_t, give  (den, num) = F_t + S_t + exp(u) x_t  and  y = num / den.  With r = gy / den and g = (-r y, r) the backward needs
-the same two sums of g, call them P (prefix) and Q (suffix); G = P + Q + exp(u) g then gives
+S_{t-1} = lam S_t + x_t, give  (den, num) = F_t + S_t + exp(u) x_t  and  y = num / den.  With r = gy / den and g = (-r y, r) the backward
+needs the same two sums of g, call them P (prefix) and Q (suffix); G = P + Q + exp(u) g then gives
 
     gv = p G_num        gk = p (G_num v + G_den)        gu = exp(u) sum_t g . x        gw = -lam sum_t (Q . F + P . S)
 
 with no subtraction of large sums anywhere. Two evaluations share this algebra:
 
-`_Chunks`  the fast one. Tokens are cut into chunks of L; each step of a chunk is one operation on all chunks at once. Every chunk has one log scale M (the
-           largest log-weight that any token has in this chunk, up to one chunk of decay), and chunk states are joined in float64.
-           Safe while exp(|w| L), exp(|u|) and exp(-w T) stay far inside the float32 range.
-`_tokens`  for every other w and u: log scales per token, all factors <= 1, in float64. Several times slower, still linear in T.
+- `_Chunks`, the fast one. Tokens are cut into chunks of L; each step inside a chunk is one operation on all chunks at once. Every chunk has
+  one log scale M, the largest log-weight that reaches any of its tokens up to one chunk of decay; chunk states are joined in float64. Safe
+  while exp(|w| L), exp(|u|) and exp(-w T) stay far inside the float32 range.
+- `_tokens_*`, for every other w and u: a log scale per token, all factors <= 1, in float64. Several times slower, still linear in T.
 
 Channels are independent, in both: a NaN in one channel stays there.
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,106 +33,112 @@ BLOCK = 1 << 21  # elements worked on at once: bounds the scratch memory to abou
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(C,), (C,), (B, T, C), (B, T, C) -> y (B, T, C) in the dtype of k; float32 inside for half precision."""
     y = torch.empty_like(k, memory_format=torch.contiguous_format)
-    dtype = torch.promote_types(k.dtype, torch.float32)
-    chunk = _chunk_length(w, u, k.shape[1])
-    for b, c in _blocks(k.shape):
-        args = w[c].to(dtype), u[c].to(dtype), k[b, :, c].to(dtype), v[b, :, c].to(dtype)
-        _Chunks(*args, chunk).forward(y[b, :, c]) if chunk else y[b, :, c].copy_(_tokens_forward(*args))
+    for chunk, block, c in _blocks(w, u, k.shape):
+        args = _cast(k.dtype, w[c], u[c], k[block], v[block])
+        if chunk:
+            _Chunks(*args, chunk).forward(y[block])
+        else:
+            _tokens_forward(*args, y[block])
     return y
 
 
 def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients (gw, gu, gk, gv) for the output gradient gy (B, T, C), each in its input's dtype."""
-    dtype = torch.promote_types(k.dtype, torch.float32)
-    gw, gu = (torch.zeros_like(x, dtype=dtype) for x in (w, u))
     gk, gv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
-    chunk = _chunk_length(w, u, k.shape[1])
-    for b, c in _blocks(k.shape):
-        args = w[c].to(dtype), u[c].to(dtype), k[b, :, c].to(dtype), v[b, :, c].to(dtype)
-        g = gy[b, :, c].to(dtype)
-        parts = (
-            _Chunks(*args, chunk).backward(g, gk[b, :, c], gv[b, :, c]) if chunk else _tokens_backward(*args, g, gk[b, :, c], gv[b, :, c])
-        )
-        gw[c] += parts[0]
-        gu[c] += parts[1]
+    gw, gu = (torch.zeros_like(x, dtype=torch.promote_types(k.dtype, torch.float32)) for x in (w, u))
+    for chunk, block, c in _blocks(w, u, k.shape):
+        args = _cast(k.dtype, w[c], u[c], k[block], v[block])
+        (g,) = _cast(k.dtype, gy[block])
+        run = _Chunks(*args, chunk).backward if chunk else partial(_tokens_backward, *args)
+        for total, part in zip((gw, gu), run(g, gk[block], gv[block]), strict=True):
+            total[c] += part
     return gw.to(w.dtype), gu.to(u.dtype), gk, gv
 
 
-def _blocks(shape: torch.Size):
-    """Slices (batch, channels) whose work is independent, none much larger than BLOCK elements."""
+def _cast(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The dtype of the arithmetic: float64 stays, everything else is float32."""
+    return tuple(x.to(torch.promote_types(dtype, torch.float32)) for x in tensors)
+
+
+def _blocks(w: Tensor, u: Tensor, shape: torch.Size) -> Iterator[tuple[int, tuple[slice, ...], slice]]:
+    """Independent pieces of work of about BLOCK elements: (chunk length, index into (B, T, C), its channels)."""
     batch, length, channels = shape
-    rows = max(1, BLOCK // max(1, length * channels))
-    cols = channels if length * channels <= BLOCK else max(16, BLOCK // length // 16 * 16)
-    for b in range(0, batch, rows):
-        for c in range(0, channels, cols):
-            yield slice(b, b + rows), slice(c, c + cols)
+    if 0 in shape:
+        return
+    chunk = _chunk_length(w, u, length)
+    rows = max(1, BLOCK // (length * channels))
+    cols = min(channels, max(16, BLOCK // length // 16 * 16))
+    for c in range(0, channels, cols):
+        for b in range(0, batch, rows):
+            yield chunk, (slice(b, b + rows), slice(None), slice(c, c + cols)), slice(c, c + cols)
 
 
 def _chunk_length(w: Tensor, u: Tensor, length: int) -> int:
     """Tokens per chunk of the fast path, 0 where only the token path is safe (NaN parameters included). Reads three numbers on the host."""
-    if length == 0 or w.numel() == 0:
-        return 1
     low, high = (x.item() for x in w.aminmax())
     if not (-low * length <= SAFE_GROWTH and u.abs().max().item() <= SAFE_EXPONENT):
         return 0
     longest = SAFE_EXPONENT / max(abs(low), abs(high), 1e-9)
     if not longest >= min(8, length):
         return 0
-    ideal = 16 if length <= 16384 else 64
-    if length < 256:
-        ideal = max(1, round(math.sqrt(length)))
+    ideal = 64 if length > 16384 else 32 if length >= 1024 else max(1, round(math.sqrt(length)))
     top = int(min(ideal, longest))
     divisors = [d for d in range(top, (top + 1) // 2, -1) if length % d == 0]
     return divisors[0] if divisors else top
 
 
 def _linear_scan(g: Tensor, x: Tensor) -> Tensor:
-    """Exclusive scan along dim 0: s_0 = 0, s_{t+1} = g_t s_t + x_t; returns s_0 .. s_{n-1}. Two levels, about 5 sqrt(n) operations."""
-    n = x.shape[0]
+    """Exclusive scan along dim -2: s_0 = 0, s_{t+1} = g_t s_t + x_t; returns s_0 .. s_{n-1}. Two levels, about 5 sqrt(n) operations."""
+    n = x.shape[-2]
     inner = max(1, math.isqrt(n))
     outer = -(-n // inner)
     if pad := outer * inner - n:
-        g, x = (F.pad(z, (0, 0) * (z.dim() - 1) + (0, pad)) for z in (g, x))
-    g, x = g.unflatten(0, (outer, inner)), x.unflatten(0, (outer, inner))
-    state, decay = torch.zeros_like(x), torch.ones_like(g)
-    for j in range(1, inner):
-        torch.addcmul(x[:, j - 1], g[:, j - 1], state[:, j - 1], out=state[:, j])
-        torch.mul(g[:, j - 1], decay[:, j - 1], out=decay[:, j])
-    ends = torch.addcmul(x[:, -1], g[:, -1], state[:, -1])
-    decays = g[:, -1] * decay[:, -1]
+        g, x = F.pad(g, (0, 0, 0, pad)), F.pad(x, (0, 0, 0, pad))
+    g, x = (z.unflatten(-2, (outer, inner)).unbind(-2) for z in (g, x))
+    state, decay = x[0].new_zeros(*x[0].shape[:-1], inner, x[0].shape[-1]), torch.ones_like(g[0])
+    states, decays = state.unbind(-2), [decay]
+    for j in range(inner - 1):
+        torch.addcmul(x[j], g[j], states[j], out=states[j + 1])
+        decays.append(g[j] * decays[j])
+    end, span = torch.addcmul(x[-1], g[-1], states[-1]), g[-1] * decays[-1]
     for i in range(1, outer):
-        state[i].addcmul_(decay[i], ends[i - 1])
-        ends[i].addcmul_(decays[i], ends[i - 1])
-    return state.flatten(0, 1)[:n]
+        end[..., i, :].addcmul_(span[..., i, :], end[..., i - 1, :])
+    for j in range(inner):
+        states[j][..., 1:, :].addcmul_(decays[j][..., 1:, :], end[..., :-1, :])
+    return state.flatten(-3, -2)[..., :n, :]
 
 
 def _envelope(m: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest decayed log scale from the left and from the right, own entry included: max_{i <= j} (m_i - (j - i) step) along dim 0, and mirrored."""
-    ramp = torch.arange(m.shape[0], dtype=m.dtype, device=m.device).view(-1, *[1] * (m.dim() - 1)) * step
-    left = (m + ramp).cummax(0).values - ramp
-    right = (m - ramp).flip(0).cummax(0).values.flip(0) + ramp
+    """Largest log scale that reaches each row of m (..., n, C) from its left and from its right, itself included, losing `step` (C,) per
+    row."""
+    ramp = torch.arange(m.shape[-2], dtype=m.dtype, device=m.device)[:, None] * step
+    left = (m + ramp).cummax(-2).values - ramp
+    right = (m - ramp).flip(-2).cummax(-2).values.flip(-2) + ramp
     return left, right
 
 
 class _Chunks:
-    """One block in chunks of `length` tokens. Scratch is (L, 2, B, n, C): step inside the chunk, (den, num), batch, chunk, channel."""
+    """One block in chunks of `length` tokens. Large scratch is (L, 2, B, n, C): step inside the chunk, (den, num), batch, chunk,
+    channel."""
 
     def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, length: int):
         self.tokens, self.length = k.shape[1], length
         self.count = -(-self.tokens // length)
         self.lam, self.eu = (-w).exp(), u.exp()
         k, self.v = self._split(k, -math.inf), self._split(v, 0.0)
-        m = k.amax(0).clamp_(min=LOWEST).transpose(0, 1).double()  # (n, B, C)
-        step = w.double() * length
-        left, right = _envelope(m, step)
-        scale = m.clone()
-        scale[1:] = torch.maximum(m[1:], left[:-1])
-        scale[:-1] = torch.maximum(scale[:-1], right[1:])
-        jump = scale.diff(dim=0)  # (n - 1, B, C)
-        self.up, self.down, self.decay = (-jump).exp_()[:, None], jump.exp()[:, None], (-step).exp()
+        scale, step = k.amax(0).clamp_(min=LOWEST).double(), w.double() * length  # (B, n, C), (C,)
+        left, right = _envelope(scale, step)
+        torch.maximum(scale[:, 1:], left[:, :-1], out=scale[:, 1:])
+        torch.maximum(scale[:, :-1], right[:, 1:], out=scale[:, :-1])
+        rounded = scale.to(k.dtype)
+        jump = rounded.double().diff(dim=1)  # (B, n - 1, C)
+        # what a state is multiplied with when it enters the next chunk, or the previous one, whose sums have another scale
+        self.rescale = torch.stack(((-jump).exp_(), jump.flip(1).exp_()))[
+            :, None
+        ]  # (direction, 1, B, n - 1, C); the second one runs backwards
+        self.decay = (-step).exp_()
         self.x = k.new_empty(length, 2, *k.shape[1:])
-        torch.sub(k, scale.transpose(0, 1).to(k.dtype), out=self.x[:, 0])
-        self.x[:, 0].exp_()
+        torch.sub(k, rounded, out=self.x[:, 0]).exp_()
         torch.mul(self.x[:, 0], self.v, out=self.x[:, 1])
 
     def _split(self, x: Tensor, fill: float) -> Tensor:
@@ -139,116 +147,125 @@ class _Chunks:
             x = F.pad(x, (0, 0, 0, pad), value=fill)
         return x.unflatten(1, (self.count, self.length)).permute(2, 0, 1, 3)
 
-    def _merge(self, y: Tensor, out: Tensor) -> Tensor:
-        """(L, B, n, C) -> out (B, T, C)."""
-        return out.copy_(y.permute(1, 2, 0, 3).flatten(1, 2)[:, : self.tokens])
+    def _fill(self, op, *args: Tensor, out: Tensor) -> None:
+        """Runs op(*args) -> (L, B, n, C) into out (B, T, C), directly where no padding is in the way."""
+        if self.count * self.length == self.tokens:
+            op(*args, out=self._split(out, 0.0))
+        else:
+            out.copy_(op(*args).permute(1, 2, 0, 3).flatten(1, 2)[:, : self.tokens])
 
-    def _sweep(self, x: tuple[Tensor, ...], state: Tensor):
-        """state <- lam state + x_j for each j in the order given, yielding it before each update."""
+    def _sweep(self, x: Iterable[Tensor], state: Tensor) -> Iterator[Tensor]:
+        """state <- lam state + x_j, in place, for each j in the order given; yields the state before each update."""
         for step in x:
             yield state
             torch.addcmul(step, state, self.lam, out=state)
 
-    def _incoming(self, x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix and suffix state entering every chunk, (2, B, n, C) each, in the chunk's own scale. `up` and `down` rescale to the next and the previous chunk."""
-        steps = x.unbind(0)
-        totals = x.new_zeros(2, *x.shape[1:])
-        for total, order in zip(totals, (steps, steps[::-1]), strict=True):
-            for _ in self._sweep(order, total):
-                pass
-        totals = totals.permute(3, 0, 1, 2, 4).double()  # (n, direction, 2, B, C)
-        factor = torch.stack((up, down.flip(0)), 1)  # (n - 1, direction, 1, B, C)
-        local = torch.stack((totals[:-1, 0], totals[1:, 1].flip(0)), 1) * factor
-        states = torch.zeros_like(totals)
+    def _incoming(self, x: tuple[Tensor, ...], rescale: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix and suffix sums of x entering every chunk, each (2, B, n, C), in the scale of the chunk that they enter."""
+        total = x[0].new_zeros(2, *x[0].shape)
+        for _ in self._sweep(x, total[0]):
+            pass
+        for _ in self._sweep(x[::-1], total[1]):
+            pass
+        state = torch.zeros_like(total)
         if self.count > 1:
-            scanned = _linear_scan(F.pad(factor * self.decay, (0, 0) * 4 + (0, 1)), F.pad(local, (0, 0) * 4 + (0, 1)))
-            states[:, 0], states[:, 1] = scanned[:, 0], scanned[:, 1].flip(0)
-        prefix, suffix = states.permute(1, 2, 3, 0, 4).to(x.dtype)
-        return prefix.contiguous(), suffix.contiguous()
+            local = torch.stack((total[0][..., :-1, :], total[1][..., 1:, :].flip(-2))).to(rescale.dtype).mul_(rescale)
+            last = torch.addcmul(local, _linear_scan(rescale * self.decay, local), rescale * self.decay)
+            state[0][..., 1:, :] = last[0]
+            state[1][..., :-1, :] = last[1].flip(-2)
+        return state[0], state[1]
 
     def forward(self, out: Tensor) -> None:
-        prefix, suffix = self._incoming(self.x, self.up, self.down)
-        x = self.x.unbind(0)
-        total = torch.empty_like(self.x)
-        sums = total.unbind(0)
-        for j, state in enumerate(self._sweep(x, prefix)):
-            torch.addcmul(state, x[j], self.eu, out=sums[j])
-        for j, state in enumerate(self._sweep(x[::-1], suffix)):
-            sums[-1 - j].add_(state)
-        self._merge(torch.div(total[:, 1], total[:, 0], out=total[:, 1]), out)
+        """Writes y (B, T, C) into out."""
+        x, sums = self.x.unbind(0), torch.empty_like(self.x)
+        prefix, suffix = self._incoming(x, self.rescale)
+        for step, state, total in zip(x, self._sweep(x, prefix), sums.unbind(0), strict=True):
+            torch.addcmul(state, step, self.eu, out=total)
+        for state, total in zip(self._sweep(x[::-1], suffix), sums.unbind(0)[::-1], strict=True):
+            total.add_(state)
+        self._fill(torch.div, sums[:, 1], sums[:, 0], out=out)
 
     def backward(self, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
         """Writes gk and gv, returns gw and gu."""
-        prefix, suffix = self._incoming(self.x, self.up, self.down)
-        steps = self.x.unbind(0)
-        f, s, g = (torch.empty_like(self.x) for _ in range(3))
-        for kept, state in zip(f.unbind(0), self._sweep(steps, prefix), strict=True):
-            kept.copy_(state)
-        for kept, state in zip(s.unbind(0)[::-1], self._sweep(steps[::-1], suffix), strict=True):
-            kept.copy_(state)
-        torch.addcmul(f, self.x, self.eu, out=g).add_(s)
-        y = g[:, 1].div_(g[:, 0])
-        r = self._split(gy, 0.0) / g[:, 0]
-        torch.mul(r, y, out=g[:, 0]).neg_()
-        g[:, 1] = r
-        gu = (g * self.x).sum((0, 1, 2, 3))
-        prefix, suffix = self._incoming(g, self.down, self.up)  # adjoints carry exp(+scale), so the factors trade places
-        gw = torch.zeros_like(prefix)
-        total = torch.empty_like(g)
-        for j, state in enumerate(self._sweep(g.unbind(0), prefix)):
+        x = self.x.unbind(0)
+        prefix, suffix = self._incoming(x, self.rescale)
+        before, after, grads = (torch.empty_like(self.x) for _ in range(3))
+        f, s, g = before.unbind(0), after.unbind(0), grads.unbind(0)
+        self._keep(x, prefix, f)
+        self._keep(x[::-1], suffix, s[::-1])
+        torch.addcmul(before, self.x, self.eu, out=grads).add_(after)
+        den, num = grads[:, 0], grads[:, 1]
+        y = num.div_(den)
+        r = torch.div(self._split(gy, 0.0), den)
+        torch.mul(y, r, out=den).neg_()
+        num.copy_(r)
+        # adjoint sums carry exp(+scale) where the sums carry exp(-scale): the factors of the two directions trade places
+        prefix, suffix = self._incoming(g, self.rescale.flip(0, -2))
+        gu, gw = torch.zeros_like(prefix), torch.zeros_like(prefix)
+        for j, state in enumerate(self._sweep(g, prefix)):
             gw.addcmul_(state, s[j])
-            torch.addcmul(state, g[j], self.eu, out=total[j])
-        for j, state in enumerate(self._sweep(g.unbind(0)[::-1], suffix)):
-            gw.addcmul_(state, f[-1 - j])
-            total[-1 - j].add_(state)
-        total.mul_(self.x[:, :1])
-        self._merge(total[:, 1], gv)
-        self._merge(torch.addcmul(total[:, 0], total[:, 1], self.v), gk)
-        return -self.lam * gw.sum((0, 1, 2)), self.eu * gu
+            gu.addcmul_(g[j], x[j])
+            torch.addcmul(state, g[j], self.eu, out=s[j])
+        for j, state in enumerate(self._sweep(g[::-1], suffix), start=1):
+            gw.addcmul_(state, f[-j])
+            s[-j].add_(state)
+        total, weight = after, self.x[:, 0]
+        self._fill(torch.mul, total[:, 1], weight, out=gv)
+        self._fill(torch.mul, total[:, 0].addcmul_(total[:, 1], self.v), weight, out=gk)
+        return -self.lam * gw.sum((0, 1, 2)), self.eu * gu.sum((0, 1, 2))
+
+    def _keep(self, x: tuple[Tensor, ...], state: Tensor, out: tuple[Tensor, ...]) -> None:
+        """The states of a sweep, all kept: out_0 = state, out_{j+1} = lam out_j + x_j."""
+        out[0].copy_(state)
+        for j in range(len(x) - 1):
+            torch.addcmul(x[j], out[j], self.lam, out=out[j + 1])
 
 
 def _exp(x: Tensor) -> Tensor:
-    """exp of what is <= 0 but for rounding: where two log scales of an empty sum are compared the difference means nothing, and must not overflow."""
+    """exp of what is <= 0 but for rounding: where two log scales of an empty sum are compared the difference means nothing, and must not
+    overflow."""
     return x.clamp_(max=0.0).exp_()
 
 
 def _two_sided(keys: Tensor, values: Tensor, w: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Exclusive prefix and suffix sums of exp(keys) values under decay w, tokens first: keys (T, B, C), values (2, T, B, C).
+    """Exclusive prefix and suffix sums of exp(keys) values under decay w: keys (B, T, C), values (2, B, T, C).
 
-    Returns two pairs (log scale (T, B, C), sum (2, T, B, C)); the true sum is exp(log scale) times the second.
+    Returns two pairs (log scale (B, T, C), sum (2, B, T, C)); the true sum is exp(log scale) times the second.
     """
     out = []
-    for side, envelope in enumerate(_envelope(keys.clamp(min=LOWEST), w)):
-        k, x, top = (keys, values, envelope) if side == 0 else (keys.flip(0), values.flip(1), envelope.flip(0))
-        scale = torch.cat((torch.full_like(top[:1], LOWEST), top[:-1]))
-        g = _exp(scale - w - top)
-        state = _linear_scan(g[:, None], (_exp(k - top) * x).transpose(0, 1)).transpose(0, 1)
-        out.append((scale, state) if side == 0 else (scale.flip(0), state.flip(1)))
+    for side, top in enumerate(_envelope(keys.clamp(min=LOWEST), w)):
+        turn = (lambda x: x.flip(-2)) if side else (lambda x: x)
+        k, x, top = turn(keys), turn(values), turn(top)
+        scale = torch.cat((torch.full_like(top[:, :1], LOWEST), top[:, :-1]), 1)
+        state = _linear_scan(_exp(scale - w - top)[None], _exp(k - top) * x)
+        out.append((turn(scale), turn(state)))
     return tuple(out)
 
 
 def _tokens_sums(w: Tensor, u: Tensor, k: Tensor, v: Tensor):
-    """Shared by both directions of the token path; everything in float64 and tokens first."""
-    w, u, k, v = w.double(), u.double(), k.double().transpose(0, 1), v.double().transpose(0, 1)
-    (left, prefix), (right, suffix) = _two_sided(k, torch.stack((torch.ones_like(v), v)), w)
+    """Both directions of the token path share this: the two sums, the log scale `top` of their total, the own weight, the total and y."""
+    ones = torch.stack((torch.ones_like(v), v))
+    (left, prefix), (right, suffix) = _two_sided(k, ones, w)
     top = torch.maximum(torch.maximum(left, right), (u + k).clamp(min=LOWEST))
     own = _exp(u + k - top)
-    den, num = _exp(left - top) * prefix + _exp(right - top) * suffix + own * torch.stack((torch.ones_like(v), v))
-    return w, k, v, (left, prefix), (right, suffix), top, own, den, num / den
+    den, num = _exp(left - top) * prefix + _exp(right - top) * suffix + own * ones
+    return (left, prefix), (right, suffix), top, own, den, num / den
 
 
-def _tokens_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _tokens_sums(w, u, k, v)[-1].transpose(0, 1)
+def _tokens_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """Writes y (B, T, C) into out."""
+    out.copy_(_tokens_sums(*(x.double() for x in (w, u, k, v)))[-1])
 
 
 def _tokens_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes gk and gv, returns gw and gu. Each product pairs a sum with its adjoint before it is rescaled, so every factor stays <= 1."""
-    w, k, v, (left, prefix), (right, suffix), top, own, den, y = _tokens_sums(w, u, k, v)
-    r = gy.double().transpose(0, 1) / den
+    """Writes gk and gv, returns gw and gu. Every sum is paired with its adjoint before it is rescaled, so that every factor stays <= 1."""
+    w, u, k, v, gy = (x.double() for x in (w, u, k, v, gy))
+    (left, prefix), (right, suffix), top, own, den, y = _tokens_sums(w, u, k, v)
+    r = gy / den
     g = torch.stack((-r * y, r))
     (before, p), (after, q) = _two_sided(-top, g, w)
     total = _exp(k + before) * p + _exp(k + after) * q + own * g
-    gv.copy_(total[1].transpose(0, 1))
-    gk.copy_((total[1] * v + total[0]).transpose(0, 1))
-    gw = -(_exp(left + after - w) * (prefix * q).sum(0) + _exp(right + before - w) * (suffix * p).sum(0)).sum((0, 1))
-    return gw, (own * r * (v - y)).sum((0, 1))
+    gv.copy_(total[1])
+    gk.copy_(total[1] * v + total[0])
+    gw = _exp(left + after - w) * (prefix * q).sum(0) + _exp(right + before - w) * (suffix * p).sum(0)
+    return -gw.sum((0, 1)), (own * r * (v - y)).sum((0, 1))

@@ -1,0 +1,333 @@
+"""Bi-WKV: values and gradients against float64, hard inputs, and every way PyTorch can call an operator."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from linescan.kernels import costs, testing
+from linescan.kernels.bi_wkv import bi_wkv, bi_wkv_ref, cases
+
+NAMES = cases.INPUTS
+DECAYS = {  # per token; the names say which path of the chunked backend they take
+    "chunks": lambda c, t: torch.linspace(-5, 3, c) / t,
+    "chunks_strong": lambda c, t: torch.linspace(0, 1.5, c),
+    "zero": lambda c, t: torch.tensor([0.0, -0.0]).repeat(c)[:c],
+    "tokens_strong": lambda c, t: torch.linspace(0.001, 30, c),
+    "tokens_growing": lambda c, t: torch.linspace(-0.6, 0.1, c),
+    "tokens_huge": lambda c, t: torch.tensor([1e4, -1e4, 1.0, -1.0]).repeat(c)[:c],
+}
+BONUSES = {"u0": 0.3, "u+100": 100.0, "u-100": -100.0}
+
+
+def floors(inputs):
+    """Rounding of terms that cancel exactly in a one-hot softmax: each gradient is a sum of differences of such terms (gw: times
+    distance)."""
+    unit, (batch, length, _) = 4 * testing.UNIT[inputs[2].dtype], inputs[2].shape
+    root = (batch * length) ** 0.5
+    return [0.0, unit * root * length, unit * root, unit, 0.0]
+
+
+def run(*inputs):
+    return bi_wkv(*inputs, backend="torch")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 2, 2), (1, 7, 3), (2, 19, 2)])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_gradcheck(shape, decay):
+    _, u, k, v = cases.make_inputs(shape, torch.float64)
+    w = DECAYS[decay](shape[2], shape[1]).double()
+    if decay != "tokens_huge":  # there central differences of w see nothing but zeros
+        testing.assert_gradcheck(bi_wkv_ref, (w, u, k, v))
+    testing.assert_gradcheck(run, (w, u, k, v))
+
+
+@pytest.mark.parametrize("shape", cases.TEST_SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_matches_reference(shape, dtype):
+    inputs = cases.make_inputs(shape, dtype)
+    testing.assert_matches_reference(run, bi_wkv_ref, inputs, NAMES, floors=floors(inputs))
+
+
+@pytest.mark.parametrize("name", ["wkv_grad", "wkv_grad_more"])
+@pytest.mark.parametrize("backend", cases.BACKENDS)
+def test_golden(golden_ops, name, backend):
+    stored = torch.load(golden_ops / f"{name}.pt", weights_only=True)
+    groups = [stored] if "gy" in stored else list((stored.get("cases") or stored).values())
+    assert groups
+    for case in groups:
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):  # float32 rounds the stored keys, up to 120, as well
+            inputs = [case[n].to(dtype) for n in NAMES]
+            results = testing.gradients(lambda *x: bi_wkv(*x, backend=backend), inputs, case["gy"])
+            for key, actual in zip(("y", "gw", "gu", "gk", "gv"), results, strict=True):
+                scale = case[key].abs().max().clamp(min=case["gy"].abs().max() * 0.1)
+                assert (actual.double() - case[key]).abs().max() <= tolerance * scale, (key, dtype)
+
+
+@pytest.mark.parametrize("length", [4096, 65536])
+@pytest.mark.parametrize("decay", ["chunks", "tokens_growing", "tokens_strong"])
+def test_long_sequences_against_the_sum_at_sampled_tokens(length, decay):
+    """The definition in float64 at five tokens; a loss of those tokens alone has exact gradients for every input."""
+    _, u, k, v = cases.make_inputs((1, length, 3))
+    w = DECAYS[decay](3, length)
+    at = torch.tensor([0, 1, length // 3, length - 2, length - 1])
+    weight = torch.randn(5, 3)
+
+    def definition(w, u, k, v):
+        distance = (at[:, None] - torch.arange(length)).abs()[..., None]
+        weights = torch.softmax(torch.where(distance == 0, u, -(distance - 1) * w) + k, 1)
+        return (weights * v).sum(1)
+
+    exact = testing.gradients(definition, (w, u, k, v), weight, torch.float64)
+    actual = testing.gradients(lambda *x: run(*x)[0, at], (w, u, k, v), weight)
+    for name, a, e in zip(("y", *NAMES), actual, exact, strict=True):
+        testing.assert_close(a, e, 1e-5, name)
+
+
+@pytest.mark.parametrize("keys", testing.hard_log_weights((1, 4, 1), torch.Generator()))
+@pytest.mark.parametrize("decay", DECAYS)
+def test_hard_keys(keys, decay):
+    shape = (2, 75, 4)
+    _, u, _, v = cases.make_inputs(shape)
+    k = testing.hard_log_weights(shape, torch.Generator().manual_seed(1))[keys]
+    inputs = (DECAYS[decay](4, 75), u, k, v)
+    testing.assert_matches_reference(run, bi_wkv_ref, inputs, NAMES, floors=floors(inputs))
+
+
+@pytest.mark.parametrize("bonus", BONUSES)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_hard_bonus(bonus, decay):
+    _, u, k, v = cases.make_inputs((2, 40, 4))
+    inputs = (DECAYS[decay](4, 40), torch.full_like(u, BONUSES[bonus]), 40 * k, v)
+    testing.assert_matches_reference(run, bi_wkv_ref, inputs, NAMES, floors=floors(inputs))
+
+
+@pytest.mark.parametrize("decay", ["chunks", "tokens_strong"])
+def test_properties(decay):
+    _, u, k, v = cases.make_inputs((2, 77, 6), torch.float64)
+    w = DECAYS[decay](6, 77).double()
+    y = run(w, u, k, v)
+    torch.testing.assert_close(run(w, u, k.flip(1), v.flip(1)), y.flip(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(run(w, u, k + 1234.5, v), y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(run(w, u, k, 3 * v + k), 3 * y + run(w, u, k, k), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(run(w, u, k, torch.ones_like(v)), torch.ones_like(v), rtol=1e-12, atol=1e-12)
+    one = run(w, u, k[:, :1], v[:, :1])
+    torch.testing.assert_close(one, v[:, :1], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("where", NAMES)
+@pytest.mark.parametrize("decay", ["chunks", "tokens_strong"])
+def test_nan_stays_in_its_channel(where, decay):
+    _, u, k, v = cases.make_inputs((2, 50, 5))
+    clean = [DECAYS[decay](5, 50), u, k, v]
+    dirty = [x.clone() for x in clean]
+    dirty[NAMES.index(where)][(2,) if where in "wu" else (0, 20, 2)] = float("nan")
+    grad_output = torch.randn(2, 50, 5)
+    for a, b in zip(testing.gradients(run, dirty, grad_output), testing.gradients(run, clean, grad_output), strict=True):
+        keep = [0, 1, 3, 4]
+        torch.testing.assert_close(a[..., keep], b[..., keep], rtol=1e-5, atol=1e-5)
+    assert run(*dirty)[..., 2].isnan().any()
+
+
+@pytest.mark.parametrize("decay", ["chunks", "tokens_strong"])
+@pytest.mark.parametrize("shape", [(2, 61, 5), (2, 64, 5), (1, 1, 5)])
+def test_every_element_is_written_and_runs_repeat_bitwise(shape, decay):
+    _, u, k, v = cases.make_inputs(shape)
+    w, grad_output = DECAYS[decay](5, shape[1]), torch.randn(shape)
+    with testing.poisoned_memory():
+        first, second = (testing.gradients(run, (w, u, k, v), grad_output) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
+    from linescan.kernels.bi_wkv import torch_chunked
+
+    inputs, grad_output = cases.make_inputs((5, 40, 37), torch.float64), torch.randn(5, 40, 37)
+    whole = testing.gradients(run, inputs, grad_output)
+    for block in (40, 40 * 37 * 2, 1000):
+        monkeypatch.setattr(torch_chunked, "BLOCK", block)
+        for a, b in zip(testing.gradients(run, inputs, grad_output), whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+def test_empty(shape):
+    w, u, k, v = torch.zeros(shape[2]), torch.zeros(shape[2]), torch.zeros(shape), torch.zeros(shape)
+    out = testing.gradients(run, (w, u, k, v), torch.zeros(shape))
+    assert [tuple(x.shape) for x in out] == [shape, (shape[2],), (shape[2],), shape, shape]
+    assert all((x == 0).all() for x in out)
+
+
+def test_strided_inputs_and_gradient():
+    w, u, k, v = cases.make_inputs((2, 45, 6))
+    expected = testing.gradients(run, (w, u, k, v), torch.ones(2, 45, 6))
+    leaves = [w.requires_grad_(), u.requires_grad_(), testing.strided(k).requires_grad_(), v.transpose(0, 1).contiguous().requires_grad_()]
+    out = bi_wkv(*leaves[:3], leaves[3].transpose(0, 1))
+    assert out.is_contiguous()
+    out.sum().backward()  # an expanded gradient, all strides zero
+    for actual, e in zip((out, *(x.grad for x in leaves[:3]), leaves[3].grad.transpose(0, 1)), expected, strict=True):
+        torch.testing.assert_close(actual, e)
+
+
+def test_mixed_dtypes_follow_k_and_each_input():
+    w, u, k, v = cases.make_inputs((1, 20, 4), torch.bfloat16)
+    leaves = [w.requires_grad_(), u.requires_grad_(), k.requires_grad_(), v.float().requires_grad_()]
+    out = bi_wkv(*leaves)
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert [x.grad.dtype for x in leaves] == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
+
+
+# ------------------------------------------------------------------------------------------------------------------- PyTorch's machinery
+
+
+def leaves(shape=(2, 37, 8), dtype=torch.float32, requires_grad=True):
+    return tuple(x.requires_grad_(requires_grad) for x in cases.make_inputs(shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype):
+    torch.library.opcheck(torch.ops.linescan.bi_wkv.default, (*leaves(dtype=dtype), "torch"))
+    inputs = leaves(dtype=dtype, requires_grad=False)
+    torch.library.opcheck(torch.ops.linescan.bi_wkv_backward.default, (*inputs, torch.randn_like(inputs[2]), "torch"))
+
+
+def test_compile_fullgraph_with_dynamic_length():
+    def loss(w, u, k, v):
+        return bi_wkv(w, u, k, 2 * v).square().sum()
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in (37, 50, 64):
+        inputs = leaves((2, length, 8))
+        expected = torch.autograd.grad(loss(*inputs), inputs)
+        for a, b in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
+            torch.testing.assert_close(a, b)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_keeps_the_operator(strict):
+    class Module(torch.nn.Module):
+        def forward(self, w, u, k, v):
+            return bi_wkv(w, u, k, v) * 2
+
+    inputs = leaves(requires_grad=False)
+    length = torch.export.Dim("T", min=2)
+    exported = torch.export.export(Module(), inputs, strict=strict, dynamic_shapes=(None, None, {1: length}, {1: length}))
+    assert torch.ops.linescan.bi_wkv.default in [n.target for n in exported.graph.nodes]
+    longer = leaves((2, 51, 8), requires_grad=False)
+    torch.testing.assert_close(exported.module()(*longer), 2 * bi_wkv(*longer))
+
+
+def test_meta_tensors():
+    out = bi_wkv(*(x.to("meta") for x in leaves(dtype=torch.bfloat16, requires_grad=False)))
+    assert (out.device.type, out.shape, out.dtype) == ("meta", (2, 37, 8), torch.bfloat16)
+
+
+def test_autocast():
+    w, u, k, v = leaves()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = bi_wkv(w, u, torch.nn.functional.linear(k, torch.eye(8)), v)
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert w.grad.dtype == torch.float32
+    testing.assert_close(out, bi_wkv_ref(w, u, k.bfloat16(), v), testing.TOLERANCE[torch.bfloat16])
+
+
+def test_activation_checkpointing():
+    inputs = leaves()
+    expected = torch.autograd.grad(bi_wkv(*inputs).square().sum(), inputs)
+    for reentrant in (False, True):
+        for x in inputs:
+            x.grad = None
+        checkpoint(bi_wkv, *inputs, use_reentrant=reentrant).square().sum().backward()
+        for x, b in zip(inputs, expected, strict=True):
+            torch.testing.assert_close(x.grad, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared_parameters", "parameters_per_sample"])
+def test_per_sample_gradients(shared):
+    w, u, k, v = (x.detach() for x in leaves((3, 21, 4), torch.float64))
+    if not shared:
+        w, u = (torch.stack([x, 2 * x, -x]) for x in (w, u))
+
+    def loss(op):
+        return lambda w, u, k, v: op(w, u, k[None], v[None]).square().sum()
+
+    dims = (None if shared else 0, None if shared else 0, 0, 0)
+    actual, expected = (vmap(grad(loss(op), argnums=(0, 1, 2, 3)), dims)(w, u, k, v) for op in (bi_wkv, bi_wkv_ref))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_vmap_over_any_dimension():
+    w, u, k, v = (x.detach() for x in leaves((4, 21, 4)))
+    out = vmap(lambda a, b: bi_wkv(w, u, a[None], b[None])[0], in_dims=(1, 1), out_dims=2)(k.transpose(0, 1), v.transpose(0, 1))
+    torch.testing.assert_close(out.permute(2, 0, 1), bi_wkv(w, u, k, v))
+
+
+def test_second_derivatives_raise():
+    inputs = leaves()
+    (gk,) = torch.autograd.grad(bi_wkv(*inputs).square().sum(), inputs[2], create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        gk.sum().backward()
+    w, u, k, v = (x.detach() for x in inputs)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        grad(lambda a: grad(lambda b: bi_wkv(w, u, b, v).square().sum())(a).sum())(k)
+    (gk,) = torch.autograd.grad(bi_wkv(*inputs, backend="reference").square().sum(), inputs[2], create_graph=True)
+    gk.sum().backward()  # the reference has them
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_forward_mode_raises(index):
+    inputs = list(x.detach() for x in leaves())
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        bi_wkv(*(forward_ad.make_dual(x, torch.ones_like(x)) if i == index else x for i, x in enumerate(inputs)))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        jvp(lambda x: bi_wkv(*inputs[:index], x, *inputs[index + 1 :]), (inputs[index],), (torch.ones_like(inputs[index]),))
+    with forward_ad.dual_level():
+        bi_wkv(*inputs)  # nothing to differentiate: allowed
+
+
+def test_flops_are_counted_and_the_table_agrees():
+    inputs = leaves((2, 37, 8))
+    with FlopCounterMode(display=False) as counter:
+        bi_wkv(*inputs).sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    elements = 2 * 37 * 8
+    assert counts[torch.ops.linescan.bi_wkv] == 29 * elements == costs.FORMULAS["linescan::bi_wkv"]([x.shape for x in inputs])
+    assert counts[torch.ops.linescan.bi_wkv_backward] == 58 * elements
+
+
+def test_jit_trace_keeps_the_operator():
+    graph = torch.jit.trace(bi_wkv, leaves(requires_grad=False), check_trace=False).graph
+    assert [n.kind() for n in graph.nodes() if n.kind().startswith("linescan")] == ["linescan::bi_wkv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(w=torch.zeros(3)), ValueError, r"w must have shape \(4,\).*got \(3,\)"),
+        (dict(u=torch.zeros(4, 1)), ValueError, r"u must have shape \(C,\), got \(4, 1\)"),
+        (dict(k=torch.zeros(5, 4)), ValueError, r"k must have shape \(B, T, C\), got \(5, 4\)"),
+        (dict(v=torch.zeros(1, 6, 4)), ValueError, r"v must have the shape of k \(1, 5, 4\), got \(1, 6, 4\)"),
+        (dict(k=torch.zeros(1, 5, 4, dtype=torch.int64)), TypeError, "k must be a floating-point tensor, got torch.int64"),
+        (dict(v=[1.0]), TypeError, "v must be a Tensor, got list"),
+        (dict(w=torch.zeros(4, device="meta")), ValueError, r"w must be on the device of k \(cpu\), got meta"),
+    ],
+)
+def test_bad_input(change, error, message):
+    inputs = dict(w=torch.zeros(4), u=torch.zeros(4), k=torch.zeros(1, 5, 4), v=torch.zeros(1, 5, 4)) | change
+    with pytest.raises(error, match=message):
+        bi_wkv(**inputs)
+
+
+def test_bytes_moved():
+    assert cases.bytes_moved((2, 3, 4), torch.bfloat16, "fwd") == 3 * 24 * 2
+    assert cases.bytes_moved((2, 3, 4), torch.float32, "fwdbwd") == 8 * 24 * 4
