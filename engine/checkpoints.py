@@ -1,7 +1,6 @@
 """Reading, checking, finding and writing checkpoint files."""
 
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -19,7 +18,8 @@ from .safe_load import load_file
 
 PARTIAL = ".partial"
 POINTER = "last_checkpoint"
-_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global|may not ask for attribute (.+)")
+_REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)|may not ask for attribute (.+)")
+_BOILERPLATE = ("Weights only load failed", "Please file an issue", "Check the documentation")
 _RESUME_KEYS = ("meta", "state_dict", "message_hub", "optimizer")
 
 
@@ -69,8 +69,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: the checkpoint is empty (0 bytes)")
     try:
         checkpoint = load_file(path)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_why_refused(path, error)}") from error
     except Exception as error:  # foreign bytes make the unpickler raise anything
         raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
     if not isinstance(checkpoint, Mapping):
@@ -78,26 +76,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return dict(checkpoint)
 
 
-def _why_refused(path: Path, error: Exception) -> str:
-    found = _REFUSED.search(str(error))
-    if found:
-        asked = found.group(1) or found.group(2)
-        return f"refused, it asks to run {asked}. Only if you wrote the file yourself: --trust-checkpoint"
-    return _why_unreadable(path, error)
-
-
 def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, AttributeError) and (found := _REFUSED.search(str(error))):
-        return f"refused, it asks for attribute {found.group(2)}"
+    if found := _REFUSED.search(str(error)):
+        asked = found.group(1) or f"attribute {found.group(2)}"
+        return f"refused, it asks for {asked}. Only if you wrote the file yourself: --trust-checkpoint"
     size = path.stat().st_size
     with path.open("rb") as handle:
         is_archive = handle.read(4) == b"PK\x03\x04"
     if is_archive and not zipfile.is_zipfile(path):
         return f"the checkpoint is truncated ({size} bytes, its archive has no end)"
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    if is_archive:
-        return f"the checkpoint is damaged ({reason})"
-    return f"not a PyTorch checkpoint ({size} bytes; {reason})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(_BOILERPLATE)]
+    reason = lines[0][:200] if lines else type(error).__name__
+    return f"the checkpoint is damaged ({reason})" if is_archive else f"not a PyTorch checkpoint ({size} bytes; {reason})"
 
 
 def check_resumable(path: str | Path, checkpoint: Mapping[str, Any]) -> None:

@@ -148,3 +148,13 @@ class LinescanRunner(_Resilient, Runner):
 @RUNNERS.register_module()
 class LinescanFlexibleRunner(_Resilient, FlexibleRunner):
     """`FlexibleRunner`, for a config with a `strategy` (DDP, FSDP, DeepSpeed)."""
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, meta: dict | None = None, **kwargs: Any) -> None:
+        # The base class overwrites the position in `meta`: one iteration too far for a file that is saved again after a validation.
+        self._position = {key: meta[key] for key in ("epoch", "iter") if key in (meta or {})}
+        super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        if fn_name == "before_save_checkpoint":
+            kwargs["checkpoint"]["meta"].update(self._position)
+        super().call_hook(fn_name, **kwargs)
