@@ -118,6 +118,8 @@ def hard_log_weights(shape: Sequence[int], generator: torch.Generator) -> dict[s
     outlier[..., shape[-2] // 3, :] += 70.0
     masked = normal.clone()
     masked[..., ::3, :] = -torch.inf
+    late = normal.clone()
+    late[..., : shape[-2] // 2, :] = -torch.inf
     return {
         "x40": 40 * normal,
         "plus_minus_1e4": 1e4 * normal.sign(),
@@ -127,6 +129,7 @@ def hard_log_weights(shape: Sequence[int], generator: torch.Generator) -> dict[s
         "equal": torch.full(tuple(shape), 3.0),
         "shift_1e4": normal + 1e4,
         "minus_inf": masked,
+        "minus_inf_half": late,
     }
 
 

@@ -117,6 +117,27 @@ def test_properties(decay):
     torch.testing.assert_close(one, v[:, :1], rtol=1e-14, atol=0)
 
 
+def test_keys_far_from_zero_lose_nothing_in_float32():
+    """Keys on a grid of 2^-10, so that adding 2^13 is exact: log scales of chunks must not be rounded apart from their sums."""
+    w, u, k, v = cases.make_inputs((2, 300, 8))
+    k, grad_output = (1024 * k).round() / 1024, torch.randn(2, 300, 8)
+    near, far = (testing.gradients(run, (3 * w, u, keys, v), grad_output) for keys in (k, k + 8192))
+    for name, a, b in zip(("y", *NAMES), far, near, strict=True):
+        testing.assert_close(a, b, 2e-6, name)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [1e18, torch.inf])
+def test_absurd_decays_equal_their_limit(sign, size):
+    _, u, k, v = cases.make_inputs((2, 75, 4))
+    grad_output = torch.randn(2, 75, 4)
+    actual, limit = (testing.gradients(run, (torch.full((4,), sign * x), u, 1e4 * k, v), grad_output) for x in (size, 1e6))
+    exact = testing.gradients(bi_wkv_ref, (torch.full((4,), sign * 1e6), u, 1e4 * k, v), grad_output, torch.float64)
+    for a, b, e in zip(actual, limit, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(b.double(), e, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("where", NAMES)
 @pytest.mark.parametrize("decay", ["chunks", "tokens_strong"])
 def test_nan_stays_in_its_channel(where, decay):

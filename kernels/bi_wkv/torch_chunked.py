@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = -1e30  # log scale of a chunk without any weight (all keys -inf); finite, so that differences of scales are never NaN
+LOWEST = -1e30  # log scale of an empty sum: finite, so that the difference of two of them is not NaN
 SAFE_EXPONENT = 30.0  # exp(+-2 * 30) times a key's own factor stays inside float32 with 10 digits to spare
 SAFE_GROWTH = 20.0  # largest -w T of the fast path: beyond it one scale per chunk cannot serve both directions
 BLOCK = 1 << 21  # elements worked on at once: bounds the scratch memory to about ten times this
@@ -126,7 +126,7 @@ class _Chunks:
         self.count = -(-self.tokens // length)
         self.lam, self.eu = (-w).exp(), u.exp()
         k, self.v = self._split(k, -math.inf), self._split(v, 0.0)
-        scale, step = k.amax(0).clamp_(min=LOWEST).double(), w.double() * length  # (B, n, C), (C,)
+        scale, step = k.amax(0).double(), w.double() * length  # (B, n, C), (C,)
         left, right = _envelope(scale, step)
         torch.maximum(scale[:, 1:], left[:, :-1], out=scale[:, 1:])
         torch.maximum(scale[:, :-1], right[:, 1:], out=scale[:, :-1])
@@ -221,10 +221,11 @@ class _Chunks:
             torch.addcmul(x[j], out[j], self.lam, out=out[j + 1])
 
 
-def _exp(x: Tensor) -> Tensor:
-    """exp of what is <= 0 but for rounding: where two log scales of an empty sum are compared the difference means nothing, and must not
-    overflow."""
-    return x.clamp_(max=0.0).exp_()
+def _effective(w: Tensor, k: Tensor) -> Tensor:
+    """w, limited where a stronger decay (or growth) changes no weight in float64 and would only drown the keys: beyond the spread of a
+    channel's keys."""
+    spread = 2 * k.masked_fill(k == -math.inf, 0.0).abs().amax((0, 1)) + 1000
+    return torch.minimum(torch.maximum(w, -spread), spread)
 
 
 def _two_sided(keys: Tensor, values: Tensor, w: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -237,19 +238,21 @@ def _two_sided(keys: Tensor, values: Tensor, w: Tensor) -> tuple[tuple[Tensor, T
         turn = (lambda x: x.flip(-2)) if side else (lambda x: x)
         k, x, top = turn(keys), turn(values), turn(top)
         scale = torch.cat((torch.full_like(top[:, :1], LOWEST), top[:, :-1]), 1)
-        state = _linear_scan(_exp(scale - w - top)[None], _exp(k - top) * x)
+        state = _linear_scan((scale - w - top).exp()[None], (k - top).exp() * x)
         out.append((turn(scale), turn(state)))
     return tuple(out)
 
 
 def _tokens_sums(w: Tensor, u: Tensor, k: Tensor, v: Tensor):
-    """Both directions of the token path share this: the two sums, the log scale `top` of their total, the own weight, the total and y."""
+    """What both directions of the token path share: w in effect, the two sums, the log scale of their total, the own weight, the total,
+    y."""
+    w = _effective(w, k)
     ones = torch.stack((torch.ones_like(v), v))
     (left, prefix), (right, suffix) = _two_sided(k, ones, w)
-    top = torch.maximum(torch.maximum(left, right), (u + k).clamp(min=LOWEST))
-    own = _exp(u + k - top)
-    den, num = _exp(left - top) * prefix + _exp(right - top) * suffix + own * ones
-    return (left, prefix), (right, suffix), top, own, den, num / den
+    top = torch.maximum(torch.maximum(left, right), u + k)
+    own = (u + k - top).exp()
+    den, num = (left - top).exp() * prefix + (right - top).exp() * suffix + own * ones
+    return w, (left, prefix), (right, suffix), top, own, den, num / den
 
 
 def _tokens_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
@@ -260,12 +263,12 @@ def _tokens_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, out: Tensor) -> 
 def _tokens_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
     """Writes gk and gv, returns gw and gu. Every sum is paired with its adjoint before it is rescaled, so that every factor stays <= 1."""
     w, u, k, v, gy = (x.double() for x in (w, u, k, v, gy))
-    (left, prefix), (right, suffix), top, own, den, y = _tokens_sums(w, u, k, v)
+    w, (left, prefix), (right, suffix), top, own, den, y = _tokens_sums(w, u, k, v)
     r = gy / den
     g = torch.stack((-r * y, r))
     (before, p), (after, q) = _two_sided(-top, g, w)
-    total = _exp(k + before) * p + _exp(k + after) * q + own * g
+    total = (k + before).exp() * p + (k + after).exp() * q + own * g
     gv.copy_(total[1])
     gk.copy_(total[1] * v + total[0])
-    gw = _exp(left + after - w) * (prefix * q).sum(0) + _exp(right + before - w) * (suffix * p).sum(0)
+    gw = (left + after - w).exp() * (prefix * q).sum(0) + (right + before - w).exp() * (suffix * p).sum(0)
     return -gw.sum((0, 1)), (own * r * (v - y)).sum((0, 1))
