@@ -43,8 +43,8 @@ def _hybrid(**arguments: object) -> dict:
     return dict(type="linescan.HybridBackbone", **hybrid_config(attn_cfg=attn_cfg, **arguments))
 
 
-# The position embedding of the RWKV-SAM files was resized in float32, hence 1e-6.
-BUILT = {"VITAMINBackbone": Translation(_hybrid, family="rwkvsam", tolerance64=1e-6)}
+# The RWKV-SAM files resized the position embedding in float32: we are 1.1e-7 away. A wrong eps in the last norm alone moves 8e-7.
+BUILT = {"VITAMINBackbone": Translation(_hybrid, family="rwkvsam", tolerance64=5e-7)}
 # A class that gets its family moves to BUILT: until then its tests are expected to fail, and they do so strictly.
 NOT_BUILT = {"VRWKV", "VRWKV6", "VisionMamba", "Backbone_VSSM", "Backbone_VMAMBA2 (VSSD)", "file decoder_mlpmerge"}
 
