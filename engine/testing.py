@@ -7,7 +7,7 @@ import os
 import random
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 class ToySamples(Dataset):
     """`length` samples x (8,), y (); x is augmented with numbers from `random`, `numpy.random` and `torch`."""
 
-    metainfo = dict(classes=("a", "b"))
+    metainfo: ClassVar = dict(classes=("a", "b"))
 
     def __init__(self, length: int = 23) -> None:
         self.length = length
