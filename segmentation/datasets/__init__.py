@@ -9,6 +9,7 @@ from .checked import (
     CheckedSegDataset,
 )
 from .loading import LoadCheckedAnnotations, LoadCheckedImage, read_pixels
+from .shapes import ShapesDataset
 from .sources import SOURCES, DataSource
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "DataSource",
     "LoadCheckedAnnotations",
     "LoadCheckedImage",
+    "ShapesDataset",
     "read_pixels",
 ]
