@@ -17,6 +17,8 @@ Shapes, for an image of H x W, widths (a, b, C), every halving rounded up:
 Where this differs from the official code on purpose: any depth works, 1 included; `mlp_ratio` may be a float; patterns work at any depth;
 all convolutions get the initialisation that the code means to give them (see `InvertedBottleneck`); large has 16 heads (6 do not divide
 1024); names that are not known are errors; the official argument `fix`, which does nothing, is `frozen_stages` here and does it.
+
+torch.export with a dynamic image size needs sizes that are multiples of 16, because average pooling guards on parity in PyTorch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -226,6 +226,15 @@ def test_transposed_grid_is_not_mistaken():
     assert model.pos_embed.shape[2:] == (3, 5) and not torch.allclose(model(x)[3], with_embedding)
 
 
+def test_export_with_dynamic_size():
+    """One exported graph for all sizes that are multiples of 16 (other sizes: average pooling guards on their parity in PyTorch)."""
+    model = small(depth=1, pos_embed_size=5).eval()
+    sizes = {2: 16 * torch.export.Dim("rows", min=3, max=64), 3: 16 * torch.export.Dim("columns", min=3, max=64)}
+    exported = torch.export.export(model, (torch.randn(1, 3, 64, 96),), dynamic_shapes={"x": sizes}).module()
+    x = torch.randn(1, 3, 128, 80)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(exported(x), model(x), strict=True))
+
+
 class Mean(nn.Module):
     """A third party's mixer: the mean of all tokens, times a gain."""
 
