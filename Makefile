@@ -1,11 +1,13 @@
 # Two commands, each enough by itself: `make quickstart` and `make test`. README.md shows the plain lines that they stand for.
 PYTHON ?= python3
 BIN := .venv/bin
+# A hybrid backbone and its transformer twin; the first is the reference of the speed ratios.
+QUICKSTART := $(foreach mixer,bi-wkv attention,configs/shapes/hybrid-$(mixer)-test_segformer_1xb8-800_shapes-128x128.py)
 
 .PHONY: quickstart test lint versions clean
 
 quickstart: .venv/.installed
-	$(BIN)/python tools/quickstart.py
+	$(BIN)/python tools/compare.py $(QUICKSTART) --out work_dirs/quickstart --fresh
 
 test: .venv/.installed
 	$(BIN)/pytest
