@@ -32,19 +32,26 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Give a completely written file (or folder) its final name, after its bytes have reached the disk."""
+    """Give a completely written file, or folder of shards, its final name, after its bytes have reached the disk."""
     files = [partial] if partial.is_file() else [file for file in partial.rglob("*") if file.is_file()]
     for file in files:
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder already, cannot take its place")
-    os.replace(partial, path)
+    if path.is_dir():  # os.replace replaces files only
+        aside = path.with_name(f".{path.name}.old{PARTIAL}")
+        os.replace(path, aside)
+        os.replace(partial, path)
+        _remove(aside)
+    else:
+        os.replace(partial, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+    latest = path.parent / "latest"  # DeepSpeed's own pointer
+    if path.is_dir() and latest.is_file() and latest.read_text(encoding="utf-8").strip() == partial.name:
+        write_text(latest, path.name)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -154,6 +154,10 @@ class LinescanFlexibleRunner(_Resilient, FlexibleRunner):
         self._position = {key: meta[key] for key in ("epoch", "iter") if key in (meta or {})}
         super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
 
+    def _read(self, path: str | Path) -> tuple[str, int | None]:
+        # A folder of shards (FSDP, DeepSpeed) was renamed when complete; the strategy reads and checks it.
+        return (str(path), None) if Path(path).is_dir() else super()._read(path)
+
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         if fn_name == "before_save_checkpoint":
             kwargs["checkpoint"]["meta"].update(self._position)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from linescan.engine import CheckpointError, check_weights, read_checkpoint, run_train, write_text
-from linescan.engine.checkpoints import resume_candidates
+from linescan.engine.checkpoints import publish, resume_candidates
 from linescan.engine.testing import toy_config
 
 
@@ -109,6 +109,19 @@ def test_old_files_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
         best_seen |= best_present
     assert best_seen
     assert len(list(tmp_path.glob("best_*.pth"))) == 1
+
+
+def test_folders_of_shards_are_published_and_replaced(tmp_path):
+    """As FSDP and DeepSpeed write them; DeepSpeed's own pointer follows the name."""
+    for content in ("old", "new"):
+        partial = tmp_path / ".iter_4.pth.partial"
+        partial.mkdir()
+        (partial / "rank0.pth").write_text(content)
+        (tmp_path / "latest").write_text(partial.name)
+        publish(partial, tmp_path / "iter_4.pth")
+        assert (tmp_path / "iter_4.pth" / "rank0.pth").read_text() == content
+        assert (tmp_path / "latest").read_text() == "iter_4.pth"
+    assert sorted(os.listdir(tmp_path)) == ["iter_4.pth", "latest"]
 
 
 def test_check_weights_names_what_differs():
