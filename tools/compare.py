@@ -55,8 +55,9 @@ def train_and_test(config: Path, args: argparse.Namespace) -> None:
     start, cpu = time.perf_counter(), cpu_seconds()
     run_train(load_config(config, resume=work_dir.exists() or None, **options))
     seconds = {"train_seconds": round(time.perf_counter() - start, 1), "train_cpu_seconds": round(cpu_seconds() - cpu, 1)}
-    metrics = run_test(load_config(config, **options), best_checkpoint(work_dir))
-    content = {"checkpoint": best_checkpoint(work_dir).name, **seconds, "metrics": metrics}
+    checkpoint = best_checkpoint(work_dir)
+    metrics = {key: float(value) for key, value in run_test(load_config(config, **options), checkpoint).items()}
+    content = {"checkpoint": checkpoint.name, **seconds, "metrics": metrics}
     write_text(work_dir / "metrics.json", json.dumps(content, indent=2) + "\n")
 
 
@@ -84,7 +85,8 @@ def collect(args: argparse.Namespace) -> tuple[dict[str, Predictor], list[dict]]
         evaluated = json.loads((args.out / name / "metrics.json").read_text())
         macs = count_macs(model, (1, 3, *size))
         result = dict(
-            **evaluated["metrics"],
+            # JSON knows no NaN: a metric that is undefined is left out.
+            **{key: value for key, value in evaluated["metrics"].items() if value == value},
             parameters=count_parameters(model).total,
             backbone_parameters=count_parameters(model.backbone).total,
             gmacs=macs.macs / 1e9,
@@ -103,9 +105,9 @@ def format_table(rows: list[dict]) -> str:
     """Markdown: one line per model, then the IoU of every class."""
     results = [row["result"] for row in rows]
     classes = [key for key in results[0] if key.startswith("IoU.")]
-    pair = [("linked/free accuracy, %", "pair_accuracy")] if "pair_accuracy" in results[0] else []
+    pair = [("linked or free disc told apart, %", "pair_accuracy")] if any("pair_accuracy" in r for r in results) else []
     lines = [("", [row["name"] for row in rows]), ("mIoU, %", [f"{r['mIoU']:.1f}" for r in results])]
-    lines += [(title, [f"{r[key]:.1f}" for r in results]) for title, key in pair]
+    lines += [(title, [f"{r[key]:.1f}" if key in r else "undefined" for r in results]) for title, key in pair]
     lines += [
         ("parameters, M", [f"{r['parameters'] / 1e6:.3f}" for r in results]),
         ("MACs, G", [f"{r['gmacs']:.3f}" for r in results]),

@@ -21,7 +21,6 @@ log_level = "INFO"
 
 visualizer = dict(
     type="SegLocalVisualizer",
-    name="visualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
 tta_model = dict(type="SegTTAModel")
