@@ -1,0 +1,10 @@
+"""Far context: the transformer twin of hybrid-bi-wkv-test (softmax attention in the token layers).
+
+    python tools/train.py configs/shapes/hybrid-attention-test_segformer_1xb8-10k_shapes-128x128.py
+
+Status: untrained.
+"""
+
+_base_ = "./hybrid-bi-wkv-test_segformer_1xb8-10k_shapes-128x128.py"
+
+model = dict(backbone=dict(mixer="attention"))
