@@ -81,7 +81,7 @@ def collect(args: argparse.Namespace) -> tuple[dict[str, Predictor], list[dict]]
     models = {name: predictor.model for name, predictor in predictors.items()}
     speeds = measure_throughput(models, size, batch=1, device=device, max_seconds=20)
     rows = []
-    for name, model in models.items():
+    for (name, model), speed in zip(models.items(), speeds.values(), strict=True):
         evaluated = json.loads((args.out / name / "metrics.json").read_text())
         macs = count_macs(model, (1, 3, *size))
         result = dict(
@@ -92,11 +92,9 @@ def collect(args: argparse.Namespace) -> tuple[dict[str, Predictor], list[dict]]
             gmacs=macs.macs / 1e9,
             scan_gops=macs.scan_ops / 1e9,
             **{key: evaluated[key] for key in ("train_seconds", "train_cpu_seconds")},
-            **speeds[name].as_result(),
+            **speed.as_result(),
         )
-        condition = dict(
-            config=name, split="test", seed=args.seed, iterations=cfgs[name].train_cfg.max_iters, **speeds[name].as_condition()
-        )
+        condition = dict(config=name, split="test", seed=args.seed, iterations=cfgs[name].train_cfg.max_iters, **speed.as_condition())
         rows.append(measurement_row("comparison", name, condition=condition, result=result, device=device))
     return predictors, rows
 
