@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from linescan.kernels import costs, testing
-from linescan.kernels.bi_wkv import bi_wkv, bi_wkv_ref, cases
+from linescan.kernels.bi_wkv import bi_wkv, bi_wkv_ref, cases, torch_chunked
 
 NAMES = cases.INPUTS
 DECAYS = {  # per token; the names say which path of the chunked backend they take
@@ -164,15 +164,18 @@ def test_every_element_is_written_and_runs_repeat_bitwise(shape, decay):
         assert torch.equal(a, b)
 
 
-def test_blocks_do_not_change_the_result(monkeypatch):
-    from linescan.kernels.bi_wkv import torch_chunked
-
-    inputs, grad_output = cases.make_inputs((5, 40, 37), torch.float64), torch.randn(5, 40, 37)
+@pytest.mark.parametrize("decay", ["chunks", "tokens_strong"])
+@pytest.mark.parametrize("serial_threads", [0, 10**6], ids=["parallel", "serial"])
+def test_blocks_do_not_change_the_result(monkeypatch, decay, serial_threads):
+    _, u, k, v = cases.make_inputs((5, 40, 150), torch.float64)
+    inputs, grad_output = (DECAYS[decay](150, 40).double(), u, k, v), torch.randn(5, 40, 150)
     whole = testing.gradients(run, inputs, grad_output)
-    for block in (40, 40 * 37 * 2, 1000):
-        monkeypatch.setattr(torch_chunked, "BLOCK", block)
+    monkeypatch.setattr(torch_chunked, "SERIAL_THREADS", serial_threads)
+    for size in (1, 40 * 150 * 2, 1 << 20):
+        monkeypatch.setattr(torch_chunked, "BLOCK", size)
+        monkeypatch.setattr(torch_chunked, "SERIAL", size)
         for a, b in zip(testing.gradients(run, inputs, grad_output), whole, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])

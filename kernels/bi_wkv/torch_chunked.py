@@ -17,7 +17,7 @@ Channels are independent, in both: a NaN in one channel stays there.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -27,18 +27,24 @@ from torch import Tensor
 LOWEST = -1e30  # log scale of an empty sum: finite, so that the difference of two of them is not NaN
 SAFE_EXPONENT = 30.0  # exp(+-2 * 30) times a key's own factor stays inside float32 with 10 digits to spare
 SAFE_GROWTH = 20.0  # largest -w T of the fast path: beyond it one scale per chunk cannot serve both directions
-BLOCK = 1 << 21  # elements worked on at once: bounds the scratch memory to about ten times this
+BLOCK = 1 << 21  # elements of (T, C) worked on at once where calls are parallel: bounds the scratch memory
+SERIAL = (1 << 15) - 1  # largest result that PyTorch computes on the calling CPU thread alone (below its grain size)
+SERIAL_THREADS = 4  # up to so many threads, calls are kept serial
+Block = tuple[slice, slice, slice]  # an index into (B, T, C)
 
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(C,), (C,), (B, T, C), (B, T, C) -> y (B, T, C) in the dtype of k; float32 inside for half precision."""
     y = torch.empty_like(k, memory_format=torch.contiguous_format)
-    for chunk, block, c in _blocks(w, u, k.shape):
-        args = _cast(k.dtype, w[c], u[c], k[block], v[block])
+
+    def run(chunk: int, block: Block) -> None:
+        args = _cast(k.dtype, w[block[2]], u[block[2]], k[block], v[block])
         if chunk:
             _Chunks(*args, chunk).forward(y[block])
         else:
             _tokens_forward(*args, y[block])
+
+    _run_blocks(run, w, u, k)
     return y
 
 
@@ -46,12 +52,15 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
     """Gradients (gw, gu, gk, gv) for the output gradient gy (B, T, C), each in its input's dtype."""
     gk, gv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     gw, gu = (torch.zeros_like(x, dtype=torch.promote_types(k.dtype, torch.float32)) for x in (w, u))
-    for chunk, block, c in _blocks(w, u, k.shape):
-        args = _cast(k.dtype, w[c], u[c], k[block], v[block])
-        (g,) = _cast(k.dtype, gy[block])
-        run = _Chunks(*args, chunk).backward if chunk else partial(_tokens_backward, *args)
-        for total, part in zip((gw, gu), run(g, gk[block], gv[block]), strict=True):
-            total[c] += part
+
+    def run(chunk: int, block: Block) -> tuple[Tensor, Tensor]:
+        *args, g = _cast(k.dtype, w[block[2]], u[block[2]], k[block], v[block], gy[block])
+        function = _Chunks(*args, chunk).backward if chunk else partial(_tokens_backward, *args)
+        return function(g, gk[block], gv[block])
+
+    for block, (part_w, part_u) in _run_blocks(run, w, u, k):
+        gw[block[2]] += part_w
+        gu[block[2]] += part_u
     return gw.to(w.dtype), gu.to(u.dtype), gk, gv
 
 
@@ -60,20 +69,29 @@ def _cast(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.promote_types(dtype, torch.float32)) for x in tensors)
 
 
-def _blocks(w: Tensor, u: Tensor, shape: torch.Size) -> Iterator[tuple[int, tuple[slice, ...], slice]]:
-    """Independent pieces of work of about BLOCK elements: (chunk length, index into (B, T, C), its channels)."""
-    batch, length, channels = shape
-    if 0 in shape:
-        return
-    chunk = _chunk_length(w, u, length)
-    rows = max(1, BLOCK // (length * channels))
-    cols = min(channels, max(16, BLOCK // length // 16 * 16))
-    for c in range(0, channels, cols):
-        for b in range(0, batch, rows):
-            yield chunk, (slice(b, b + rows), slice(None), slice(c, c + cols)), slice(c, c + cols)
+def _run_blocks(run: Callable[[int, Block], object], w: Tensor, u: Tensor, k: Tensor) -> list[tuple[Block, object]]:
+    """Calls run(chunk length, block) for independent blocks that cover k, and returns what they returned."""
+    if 0 in k.shape:
+        return []
+    batch, length, channels = k.shape
+    chunk = _chunk_length(w, u, length, channels)
+    room = max(64, SERIAL // (2 * -(-length // chunk)) if chunk and _serial(k) else BLOCK // length)  # (batch, channel) pairs in a block
+    cols = -(-channels // -(-channels // room))
+    rows = max(1, room // channels)
+    blocks = [(slice(b, b + rows), slice(None), slice(c, c + cols)) for c in range(0, channels, cols) for b in range(0, batch, rows)]
+    return [(block, run(chunk, block)) for block in blocks]
 
 
-def _chunk_length(w: Tensor, u: Tensor, length: int) -> int:
+def _serial(x: Tensor) -> bool:
+    """Whether calls are made small enough to stay on the calling thread.
+
+    A pass over a chunk is hundreds of short calls. Each parallel one ends in a barrier: with few threads that costs about what it gains,
+    and one thread that waits for a core (on a busy machine) stalls them all, for a hundred times the work.
+    """
+    return x.device.type == "cpu" and torch.get_num_threads() <= SERIAL_THREADS
+
+
+def _chunk_length(w: Tensor, u: Tensor, length: int, channels: int) -> int:
     """Tokens per chunk of the fast path, 0 where only the token path is safe (NaN parameters included). Reads three numbers on the host."""
     low, high = (x.item() for x in w.aminmax())
     if not (-low * length <= SAFE_GROWTH and u.abs().max().item() <= SAFE_EXPONENT):
@@ -81,8 +99,8 @@ def _chunk_length(w: Tensor, u: Tensor, length: int) -> int:
     longest = SAFE_EXPONENT / max(abs(low), abs(high), 1e-9)
     if not longest >= min(8, length):
         return 0
-    ideal = 64 if length > 16384 else 32 if length >= 1024 else max(1, round(math.sqrt(length)))
-    top = int(min(ideal, longest))
+    ideal = max(round(math.sqrt(length)), 2 * length * channels // SERIAL)  # balanced, or all channels in one serial call
+    top = int(min(128, 1 << (ideal - 1).bit_length() if length >= 1024 else max(1, ideal), longest))
     divisors = [d for d in range(top, (top + 1) // 2, -1) if length % d == 0]
     return divisors[0] if divisors else top
 
@@ -117,42 +135,64 @@ def _envelope(m: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     return left, right
 
 
+def _exp(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """exp(x). On a CPU torch.exp calls a math library that is slower than exp2 and wakes its thread pool for the shortest of tensors."""
+    return torch.mul(x, 1 / math.log(2), out=out).exp2_()
+
+
 class _Chunks:
-    """One block in chunks of `length` tokens. Large scratch is (L, 2, B, n, C): step inside the chunk, (den, num), batch, chunk,
-    channel."""
+    """One block in chunks of `length` tokens. Scratch is (L, 2, B, n, C): step inside the chunk, (den, num), batch, chunk, channel."""
 
     def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, length: int):
         self.tokens, self.length = k.shape[1], length
         self.count = -(-self.tokens // length)
-        self.lam, self.eu = (-w).exp(), u.exp()
+        self.lam, self.eu = (_exp(x.double()).to(k.dtype) for x in (-w, u))
         k, self.v = self._split(k, -math.inf), self._split(v, 0.0)
-        scale, step = k.amax(0).double(), w.double() * length  # (B, n, C), (C,)
-        left, right = _envelope(scale, step)
-        torch.maximum(scale[:, 1:], left[:, :-1], out=scale[:, 1:])
-        torch.maximum(scale[:, :-1], right[:, 1:], out=scale[:, :-1])
-        rounded = scale.to(k.dtype)
-        jump = rounded.double().diff(dim=1)  # (B, n - 1, C)
+        scale, step = k[0].clone(), w.double() * length  # (B, n, C), (C,)
+        for row in k.unbind(0)[1:]:
+            torch.maximum(scale, row, out=scale)
+        scale = self._scale(scale.double(), step).to(k.dtype)
+        jump = scale.double().diff(dim=1)  # (B, n - 1, C)
         # what a state is multiplied with when it enters the next chunk, or the previous one, whose sums have another scale
-        self.rescale = torch.stack(((-jump).exp_(), jump.flip(1).exp_()))[
-            :, None
-        ]  # (direction, 1, B, n - 1, C); the second one runs backwards
-        self.decay = (-step).exp_()
+        self.ahead, self.back, self.decay = _exp(-jump), _exp(jump), _exp(-step)
         self.x = k.new_empty(length, 2, *k.shape[1:])
-        torch.sub(k, rounded, out=self.x[:, 0]).exp_()
-        torch.mul(self.x[:, 0], self.v, out=self.x[:, 1])
+        weight = self.x[:, 0]
+        self._each(torch.sub, k, scale, out=weight)
+        self._each(_exp, weight, out=weight)
+        self._each(torch.mul, weight, self.v, out=self.x[:, 1])
+
+    @staticmethod
+    def _scale(m: Tensor, step: Tensor) -> Tensor:
+        """Largest log-weight that reaches each chunk: its own keys m (B, n, C), or those of other chunks, decayed on the way."""
+        left, right = _envelope(m, step)
+        torch.maximum(m[:, 1:], left[:, :-1], out=m[:, 1:])
+        torch.maximum(m[:, :-1], right[:, 1:], out=m[:, :-1])
+        return m
 
     def _split(self, x: Tensor, fill: float) -> Tensor:
         """(B, T, C) -> (L, B, n, C), padded at the end."""
-        if pad := self.count * self.length - self.tokens:
+        if pad := self.count * self.length - x.shape[1]:
             x = F.pad(x, (0, 0, 0, pad), value=fill)
         return x.unflatten(1, (self.count, self.length)).permute(2, 0, 1, 3)
 
-    def _fill(self, op, *args: Tensor, out: Tensor) -> None:
-        """Runs op(*args) -> (L, B, n, C) into out (B, T, C), directly where no padding is in the way."""
-        if self.count * self.length == self.tokens:
-            op(*args, out=self._split(out, 0.0))
-        else:
-            out.copy_(op(*args).permute(1, 2, 0, 3).flatten(1, 2)[:, : self.tokens])
+    def _groups(self, x: Tensor) -> Iterator[slice]:
+        """Slices of the steps of x (L, ...): as many at a time as make a serial call, or all."""
+        per = max(1, SERIAL // x[0].numel()) if _serial(x) else self.length
+        for j in range(0, self.length, per):
+            yield slice(j, j + per)
+
+    def _each(self, op: Callable, *args: Tensor, out: Tensor) -> None:
+        """op(*args, out=out) over all steps (L, ...); what has fewer dimensions is the same for every step."""
+        for rows in self._groups(out):
+            op(*(x[rows] if x.dim() == out.dim() else x for x in args), out=out[rows])
+
+    def _fill(self, op: Callable, *args: Tensor, out: Tensor) -> None:
+        """op(*args), of (L, B, n, C), into out (B, T, C)."""
+        exact = self.count * self.length == self.tokens
+        whole = out if exact else out.new_empty(out.shape[0], self.count * self.length, out.shape[2])
+        self._each(op, *args, out=self._split(whole, 0.0))
+        if not exact:
+            out.copy_(whole[:, : self.tokens])
 
     def _sweep(self, x: Iterable[Tensor], state: Tensor) -> Iterator[Tensor]:
         """state <- lam state + x_j, in place, for each j in the order given; yields the state before each update."""
@@ -160,25 +200,23 @@ class _Chunks:
             yield state
             torch.addcmul(step, state, self.lam, out=state)
 
-    def _incoming(self, x: tuple[Tensor, ...], rescale: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix and suffix sums of x entering every chunk, each (2, B, n, C), in the scale of the chunk that they enter."""
-        total = x[0].new_zeros(2, *x[0].shape)
-        for _ in self._sweep(x, total[0]):
+    def _incoming(self, x: tuple[Tensor, ...], rescale: Tensor, backwards: bool) -> Tensor:
+        """Sums of x entering every chunk from its left, or from its right: (2, B, n, C), in the scale of the chunk that they enter."""
+        total = torch.zeros_like(x[0])
+        for _ in self._sweep(x[::-1] if backwards else x, total):
             pass
-        for _ in self._sweep(x[::-1], total[1]):
-            pass
+        if backwards:
+            total, rescale = total.flip(-2), rescale.flip(-2)
         state = torch.zeros_like(total)
         if self.count > 1:
-            local = torch.stack((total[0][..., :-1, :], total[1][..., 1:, :].flip(-2))).to(rescale.dtype).mul_(rescale)
-            last = torch.addcmul(local, _linear_scan(rescale * self.decay, local), rescale * self.decay)
-            state[0][..., 1:, :] = last[0]
-            state[1][..., :-1, :] = last[1].flip(-2)
-        return state[0], state[1]
+            local, decay = total[..., :-1, :].to(rescale.dtype).mul_(rescale), (rescale * self.decay)[None]
+            state[..., 1:, :] = torch.addcmul(local, _linear_scan(decay, local), decay)
+        return state.flip(-2) if backwards else state
 
     def forward(self, out: Tensor) -> None:
         """Writes y (B, T, C) into out."""
-        x, sums = self.x.unbind(0), torch.empty_like(self.x)
-        prefix, suffix = self._incoming(x, self.rescale)
+        sums, x = torch.empty_like(self.x), self.x.unbind(0)
+        prefix, suffix = self._incoming(x, self.ahead, False), self._incoming(x, self.back, True)
         for step, state, total in zip(x, self._sweep(x, prefix), sums.unbind(0), strict=True):
             torch.addcmul(state, step, self.eu, out=total)
         for state, total in zip(self._sweep(x[::-1], suffix), sums.unbind(0)[::-1], strict=True):
@@ -186,21 +224,17 @@ class _Chunks:
         self._fill(torch.div, sums[:, 1], sums[:, 0], out=out)
 
     def backward(self, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes gk and gv, returns gw and gu."""
+        """Writes gk and gv (B, T, C), returns gw and gu (C,)."""
         x = self.x.unbind(0)
-        prefix, suffix = self._incoming(x, self.rescale)
         before, after, grads = (torch.empty_like(self.x) for _ in range(3))
         f, s, g = before.unbind(0), after.unbind(0), grads.unbind(0)
-        self._keep(x, prefix, f)
-        self._keep(x[::-1], suffix, s[::-1])
-        torch.addcmul(before, self.x, self.eu, out=grads).add_(after)
-        den, num = grads[:, 0], grads[:, 1]
-        y = num.div_(den)
-        r = torch.div(self._split(gy, 0.0), den)
-        torch.mul(y, r, out=den).neg_()
-        num.copy_(r)
+        self._keep(x, self._incoming(x, self.ahead, False), f)
+        self._keep(x[::-1], self._incoming(x, self.back, True), s[::-1])
+        self._each(torch.addcmul, before, self.x, self.eu, out=grads)
+        self._each(torch.add, grads, after, out=grads)
+        self._adjoint(grads[:, 0], grads[:, 1], self._split(gy, 0.0))
         # adjoint sums carry exp(+scale) where the sums carry exp(-scale): the factors of the two directions trade places
-        prefix, suffix = self._incoming(g, self.rescale.flip(0, -2))
+        prefix, suffix = self._incoming(g, self.back, False), self._incoming(g, self.ahead, True)
         gu, gw = torch.zeros_like(prefix), torch.zeros_like(prefix)
         for j, state in enumerate(self._sweep(g, prefix)):
             gw.addcmul_(state, s[j])
@@ -209,10 +243,18 @@ class _Chunks:
         for j, state in enumerate(self._sweep(g[::-1], suffix), start=1):
             gw.addcmul_(state, f[-j])
             s[-j].add_(state)
-        total, weight = after, self.x[:, 0]
-        self._fill(torch.mul, total[:, 1], weight, out=gv)
-        self._fill(torch.mul, total[:, 0].addcmul_(total[:, 1], self.v), weight, out=gk)
+        den, num, weight = after[:, 0], after[:, 1], self.x[:, 0]
+        self._fill(torch.mul, num, weight, out=gv)
+        self._each(torch.addcmul, den, num, self.v, out=den)
+        self._fill(torch.mul, den, weight, out=gk)
         return -self.lam * gw.sum((0, 1, 2)), self.eu * gu.sum((0, 1, 2))
+
+    def _adjoint(self, den: Tensor, num: Tensor, gy: Tensor) -> None:
+        """(den, num) of the result -> its gradient (-r y, r) with r = gy / den, in place."""
+        for rows in self._groups(den):
+            r = gy[rows] / den[rows]
+            torch.div(num[rows], den[rows], out=den[rows]).mul_(r).neg_()
+            num[rows] = r
 
     def _keep(self, x: tuple[Tensor, ...], state: Tensor, out: tuple[Tensor, ...]) -> None:
         """The states of a sweep, all kept: out_0 = state, out_{j+1} = lam out_j + x_j."""
