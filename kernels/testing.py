@@ -77,8 +77,7 @@ def assert_matches_reference(
     *,
     floors: Sequence[float] | None = None,
 ) -> None:
-    """Output and all gradients of `op` obey the rule of this module; `names` are those of the inputs, `floors` one per output and
-    gradient."""
+    """Output and all gradients of `op` obey the rule of this module; `names` are the inputs', `floors` are per output and gradient."""
     torch.manual_seed(0)
     out = reference(*(x.double() for x in inputs))
     grad_output = torch.randn_like(out)
@@ -98,8 +97,7 @@ def assert_gradcheck(op: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Non
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Inside the block fresh uninitialised tensors hold NaN (so an element that no kernel writes is seen) and non-deterministic operations
-    raise."""
+    """Inside the block uninitialised tensors hold NaN (so that an element nobody writes is seen) and non-deterministic operations raise."""
     before, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -39,8 +39,7 @@ def make_inputs(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32,
 
 
 def bytes_moved(shape: tuple[int, int, int], dtype: torch.dtype, mode: str) -> int:
-    """Bytes that any implementation must move at least: each large tensor once. fwd reads k, v and writes y; bwd reads k, v, gy and writes
-    gk, gv."""
+    """Bytes that any implementation moves at least, each large tensor once: fwd k, v -> y; bwd k, v, gy -> gk, gv."""
     batch, length, channels = shape
     tensors = {"fwd": 3, "bwd": 5, "fwdbwd": 8}[mode]
     return tensors * batch * length * channels * dtype.itemsize

@@ -104,8 +104,7 @@ _backward.register_autograd(_no_double)
 
 
 def _into_channels(n: int, x: Tensor, dim: int | None) -> Tensor:
-    """Folds the n samples of a vmapped argument into its channels, (n, ..., C) -> (..., n C). Channels never mix, so this serves every
-    argument."""
+    """Folds the n samples of a vmapped argument into its channels, (n, ..., C) -> (..., n C): channels never mix."""
     x = x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.movedim(0, -2).flatten(-2)
 
@@ -129,8 +128,7 @@ costs.register("linescan::bi_wkv_backward", torch.ops.linescan.bi_wkv_backward)
 
 
 class _Functorch(torch.autograd.Function):
-    """The same operator for torch.func, which does not differentiate custom operators through their registered gradients (pytorch
-    #179652)."""
+    """The same operator for torch.func, which does not see the gradients that a custom operator registers (pytorch #179652)."""
 
     generate_vmap_rule = True
     forward = staticmethod(lambda w, u, k, v, backend: _forward(w, u, k, v, backend))

@@ -75,7 +75,7 @@ def _run_blocks(run: Callable[[int, Block], object], w: Tensor, u: Tensor, k: Te
         return []
     batch, length, channels = k.shape
     chunk = _chunk_length(w, u, length, channels)
-    room = max(64, SERIAL // (2 * -(-length // chunk)) if chunk and _serial(k) else BLOCK // length)  # (batch, channel) pairs in a block
+    room = max(16, SERIAL // (2 * -(-length // chunk)) if chunk and _serial(k) else BLOCK // length)  # (batch, channel) pairs in a block
     cols = -(-channels // -(-channels // room))
     rows = max(1, room // channels)
     blocks = [(slice(b, b + rows), slice(None), slice(c, c + cols)) for c in range(0, channels, cols) for b in range(0, batch, rows)]
@@ -127,8 +127,7 @@ def _linear_scan(g: Tensor, x: Tensor) -> Tensor:
 
 
 def _envelope(m: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest log scale that reaches each row of m (..., n, C) from its left and from its right, itself included, losing `step` (C,) per
-    row."""
+    """Largest log scale that reaches each row of m (..., n, C) from left and right, itself included; `step` (C,) is lost per row."""
     ramp = torch.arange(m.shape[-2], dtype=m.dtype, device=m.device)[:, None] * step
     left = (m + ramp).cummax(-2).values - ramp
     right = (m - ramp).flip(-2).cummax(-2).values.flip(-2) + ramp
@@ -264,8 +263,7 @@ class _Chunks:
 
 
 def _effective(w: Tensor, k: Tensor) -> Tensor:
-    """w, limited where a stronger decay (or growth) changes no weight in float64 and would only drown the keys: beyond the spread of a
-    channel's keys."""
+    """w (C,), limited to the spread of a channel's keys: more decay or growth changes no weight, but drowns the keys in rounding."""
     spread = 2 * k.masked_fill(k == -math.inf, 0.0).abs().amax((0, 1)) + 1000
     return torch.minimum(torch.maximum(w, -spread), spread)
 
@@ -286,8 +284,7 @@ def _two_sided(keys: Tensor, values: Tensor, w: Tensor) -> tuple[tuple[Tensor, T
 
 
 def _tokens_sums(w: Tensor, u: Tensor, k: Tensor, v: Tensor):
-    """What both directions of the token path share: w in effect, the two sums, the log scale of their total, the own weight, the total,
-    y."""
+    """What both directions of the token path share: w in effect, the two sums, log scale of the total, own weight, denominator, y."""
     w = _effective(w, k)
     ones = torch.stack((torch.ones_like(v), v))
     (left, prefix), (right, suffix) = _two_sided(k, ones, w)
