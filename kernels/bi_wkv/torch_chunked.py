@@ -75,7 +75,10 @@ def _run_blocks(run: Callable[[int, Block], object], w: Tensor, u: Tensor, k: Te
         return []
     batch, length, channels = k.shape
     chunk = _chunk_length(w, u, length, channels)
-    room = max(16, SERIAL // (2 * -(-length // chunk)) if chunk and _serial(k) else BLOCK // length)  # (batch, channel) pairs in a block
+    if chunk and _serial(k):  # (batch, channel) pairs in a block; a fifth of the room is for the padding of _linear_scan
+        room = max(16, 4 * SERIAL // 5 // (2 * -(-length // chunk)))
+    else:
+        room = max(16, BLOCK // length)
     cols = -(-channels // -(-channels // room))
     rows = max(1, room // channels)
     blocks = [(slice(b, b + rows), slice(None), slice(c, c + cols)) for c in range(0, channels, cols) for b in range(0, batch, rows)]
@@ -99,7 +102,7 @@ def _chunk_length(w: Tensor, u: Tensor, length: int, channels: int) -> int:
     longest = SAFE_EXPONENT / max(abs(low), abs(high), 1e-9)
     if not longest >= min(8, length):
         return 0
-    ideal = max(round(math.sqrt(length)), 2 * length * channels // SERIAL)  # balanced, or all channels in one serial call
+    ideal = max(round(math.sqrt(length)), 5 * length * channels // (2 * SERIAL))  # balanced, or all channels in one serial call
     top = int(min(128, 1 << (ideal - 1).bit_length() if length >= 1024 else max(1, ideal), longest))
     divisors = [d for d in range(top, (top + 1) // 2, -1) if length % d == 0]
     return divisors[0] if divisors else top
