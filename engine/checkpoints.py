@@ -49,9 +49,6 @@ def publish(partial: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-    latest = path.parent / "latest"  # DeepSpeed's own pointer
-    if path.is_dir() and latest.is_file() and latest.read_text(encoding="utf-8").strip() == partial.name:
-        write_text(latest, path.name)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

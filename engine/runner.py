@@ -18,6 +18,7 @@ from .guards import FiniteLossHook
 from .loops import ReplayEpochLoop, ReplayIterLoop
 from .noise import ShortConsole
 from .randomness import RngStreamHook
+from .safe_load import trusted
 
 _LOOPS = {"IterBasedTrainLoop": ReplayIterLoop, "EpochBasedTrainLoop": ReplayEpochLoop}
 
@@ -149,16 +150,24 @@ class LinescanRunner(_Resilient, Runner):
 class LinescanFlexibleRunner(_Resilient, FlexibleRunner):
     """`FlexibleRunner`, for a config with a `strategy` (DDP, FSDP, DeepSpeed)."""
 
-    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, meta: dict | None = None, **kwargs: Any) -> None:
-        # The base class overwrites the position in `meta`: one iteration too far for a file that is saved again after a validation.
-        self._position = {key: meta[key] for key in ("epoch", "iter") if key in (meta or {})}
-        super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, meta: dict | None = None, by_epoch: bool = True, **kwargs: Any):
+        # The base class does not take the position from `meta` but from the loop: one iteration too far for a file that is saved again
+        # after a validation. Let the loop stand where `meta` says while the file is written.
+        loop = self.train_loop
+        position = loop._epoch, loop._iter
+        if meta:
+            loop._epoch, loop._iter = (meta["epoch"] - 1, meta["iter"]) if by_epoch else (meta["epoch"], meta["iter"] - 1)
+        try:
+            super().save_checkpoint(out_dir, filename, *args, meta=meta, by_epoch=by_epoch, **kwargs)
+        finally:
+            loop._epoch, loop._iter = position
 
     def _read(self, path: str | Path) -> tuple[str, int | None]:
+        if not Path(path).is_dir():
+            return super()._read(path)
         # A folder of shards (FSDP, DeepSpeed) was renamed when complete; the strategy reads and checks it.
-        return (str(path), None) if Path(path).is_dir() else super()._read(path)
-
-    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        if fn_name == "before_save_checkpoint":
-            kwargs["checkpoint"]["meta"].update(self._position)
-        super().call_hook(fn_name, **kwargs)
+        if type(self.strategy).__name__ == "DeepSpeedStrategy" and not trusted():
+            raise CheckpointError(
+                f"{path}: DeepSpeed writes pickles that may run code. Only if you wrote them yourself: --trust-checkpoint"
+            )
+        return str(path), None

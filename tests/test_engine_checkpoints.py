@@ -112,16 +112,14 @@ def test_old_files_go_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
 
 
 def test_folders_of_shards_are_published_and_replaced(tmp_path):
-    """As FSDP and DeepSpeed write them; DeepSpeed's own pointer follows the name."""
+    """As FSDP and DeepSpeed write them."""
     for content in ("old", "new"):
         partial = tmp_path / ".iter_4.pth.partial"
         partial.mkdir()
         (partial / "rank0.pth").write_text(content)
-        (tmp_path / "latest").write_text(partial.name)
         publish(partial, tmp_path / "iter_4.pth")
         assert (tmp_path / "iter_4.pth" / "rank0.pth").read_text() == content
-        assert (tmp_path / "latest").read_text() == "iter_4.pth"
-    assert sorted(os.listdir(tmp_path)) == ["iter_4.pth", "latest"]
+    assert os.listdir(tmp_path) == ["iter_4.pth"]
 
 
 def test_check_weights_names_what_differs():

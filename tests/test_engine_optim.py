@@ -35,7 +35,7 @@ def wrapper(model, **kwargs):
 @pytest.mark.parametrize("mixer, matrices", [("bi_wkv", BI_WKV), ("attention", ATTENTION)])
 def test_hybrid_backbone_decays_exactly_its_matrices(mixer, matrices):
     """Not: decay, first, layer scales, token-shift mixes, norms, biases, position embedding (spec: the official (1,1,C) mixes decay)."""
-    model = BACKBONES.build(dict(type="HybridBackbone", arch="test", mixer=mixer, pos_embed_size=4))
+    model = BACKBONES.build(dict(type="linescan.HybridBackbone", arch="test", mixer=mixer, pos_embed_size=4))
     depth = len(model.layers)
     expected = CONV + [f"layers.{i}.{name}" for i in range(depth) for name in matrices]
     assert sorted(decayed(wrapper(model).optimizer, model)) == sorted(expected)
