@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .shapes_scene import FREE, HUES, KNOT, LINKED, THREAD, Draw, Loose, Pair, Point, Scene, Solid, curve
+from .shapes_scene import FREE, HUES, KNOT, LINKED, THREAD, Draw, Pair, Point, Scene, Solid, curve
 
-VERSION = 1  # of the drawing and the sampling: any change of a pixel raises it, and cached images are made again
+VERSION = 2  # of the drawing and the sampling: any change of a pixel raises it, and cached images are made again
 CLASSES = ("background", "block", "triangle", "ring", "thread", "knot", "linked disc", "free disc")
 PALETTE = ([40, 42, 54], [139, 160, 190], [236, 190, 120], [150, 110, 180], [235, 235, 235], [236, 92, 168], [0, 158, 215], [240, 112, 40])
 
@@ -192,12 +192,6 @@ def _draw_thread(canvas: _Canvas, pair: Pair, cut: bool, scene: Scene) -> None:
             _draw_knot(canvas, tuple(int(v) for v in line[-1]), pair.hue, scene)
 
 
-def _draw_loose(canvas: _Canvas, loose: Loose, scene: Scene) -> None:
-    canvas.line(curve(loose.points), loose.width, np.array(HUES[loose.hue]), THREAD)
-    for end in (loose.points[0], loose.points[-1]):
-        _draw_knot(canvas, end, loose.hue, scene)
-
-
 def _draw_knot(canvas: _Canvas, at: Point, hue: int, scene: Scene) -> None:
     """A bead: rim in the hue of its thread, white core."""
     radius = 2 * scene.scale.knot
@@ -231,7 +225,7 @@ def render(scene: Scene, *, cut: bool | tuple[bool, ...] | None = None) -> tuple
         if not solid.above:
             _draw_solid(canvas, solid, draw)
     for loose in scene.loose:
-        _draw_loose(canvas, loose, scene)
+        canvas.line(curve(loose.points), loose.width, np.array(HUES[loose.hue]), THREAD)
     for pair, state in zip(scene.pairs, states, strict=True):
         _draw_thread(canvas, pair, state, scene)
     for i, (pair, state) in enumerate(zip(scene.pairs, states, strict=True)):

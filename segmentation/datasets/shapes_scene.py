@@ -2,8 +2,7 @@
 
 A scene holds one or two pairs of discs. A thin thread leaves each disc of a pair and runs to a place called the joint, far from every disc
 of the image. Either the thread passes the joint (both discs are `linked`) or it is cut there and both ends carry a knot (both are `free`).
-Each pair has a hue of its own. Loose threads with knotted ends, in hues that no pair uses, keep the mere presence of a knot from telling
-all.
+Each pair has a hue of its own, so that a knot tells which pair it belongs to. Loose threads, in hues that no pair uses, belong to no disc.
 
 Coordinates are integers in half pixels: the pixel in row y, column x covers [2y, 2y + 2) x [2x, 2x + 2). Nothing here uses floating point
 except a table of directions that is rounded far from ties, and random numbers come from the raw PCG64 stream, which numpy keeps fixed over
@@ -17,9 +16,9 @@ import numpy as np
 HUES = ((226, 58, 58), (240, 196, 48), (64, 190, 76), (66, 104, 232))  # RGB
 MARGIN = 64  # pixels, Chebyshev, between a joint and every disc
 CUT = 7  # half the width of a cut, pixels
-KNOT_RADIUS = 5  # radius of a knot, pixels
+KNOT_RADIUS = 6  # radius of a knot, pixels
 PAIRS = (1, 2)  # how many pairs, each as likely
-LOOSE = (0, 0, 0, 1, 2)  # how many loose threads, each as likely
+LOOSE = (0, 1, 2)  # how many loose threads, each as likely
 SMALLEST = 48  # pixels, the shortest side that holds a scene
 BLOCK, TRIANGLE, RING, THREAD, KNOT, LINKED, FREE = range(1, 8)  # labels; 0 is the background
 DIRECTIONS = np.rint(1024 * np.stack([np.cos(np.arange(64) * np.pi / 32), np.sin(np.arange(64) * np.pi / 32)], 1)).astype(np.int64)
@@ -73,7 +72,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Loose:
-    """A thread that belongs to no disc, with a knot on both ends."""
+    """A thread that belongs to no disc; its ends are plain."""
 
     points: tuple[Point, ...]
     hue: int
@@ -124,7 +123,7 @@ def scale_of(size: tuple[int, int], margin: int = MARGIN) -> Scale:
     if margin < 1:
         raise ValueError(f"margin: expected a positive number of pixels, got {margin}")
     short, long = min(size), max(size)
-    cut, knot = max(2, min(CUT, long // 20)), max(1, min(KNOT_RADIUS, long // 26))
+    cut, knot = max(2, min(CUT, long // 20)), max(1, min(KNOT_RADIUS, long // 20))
     smallest = max(2, min(9, short // 16))
     return Scale(min(margin, long // 2), cut, knot, cut + knot + 2, (smallest, max(smallest, min(15, short // 12))))
 
