@@ -1,10 +1,10 @@
 """Long-range context measured: the control whose token layers mix no tokens, so that it cannot tell linked from free discs.
 
-    python tools/train.py configs/shapes/hybrid-none-test_segformer_1xb8-3k_shapes-192x192.py
+    python tools/train.py configs/shapes/hybrid-none-test_segformer_1xb8-2k_shapes-192x192.py
 
 Status: untrained.
 """
 
-_base_ = "./hybrid-bi-wkv-test_segformer_1xb8-3k_shapes-192x192.py"
+_base_ = "./hybrid-bi-wkv-test_segformer_1xb8-2k_shapes-192x192.py"
 
 model = dict(backbone=dict(mixer="none"))

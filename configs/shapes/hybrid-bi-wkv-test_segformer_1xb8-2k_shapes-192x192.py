@@ -1,6 +1,6 @@
 """Long-range context measured: the smallest HybridBackbone with Bi-WKV token layers on larger procedural shapes.
 
-    python tools/train.py configs/shapes/hybrid-bi-wkv-test_segformer_1xb8-3k_shapes-192x192.py
+    python tools/train.py configs/shapes/hybrid-bi-wkv-test_segformer_1xb8-2k_shapes-192x192.py
 
 Status: untrained.
 """
@@ -8,7 +8,7 @@ Status: untrained.
 _base_ = [
     "../_base_/models/hybrid_segformer_shapes.py",
     "../_base_/datasets/shapes_192x192.py",
-    "../_base_/schedules/adamw_scratch_3k.py",
+    "../_base_/schedules/adamw_scratch_2k.py",
     "../_base_/default_runtime.py",
 ]
 
