@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
+from torch import nn
 
 import linescan.backbones
 import linescan.segmentation  # noqa: F401  (registers the datasets and segmentors)
@@ -94,7 +95,8 @@ def test_model_builds_for_the_classes_of_the_data(path):
     init_default_scope(cfg.default_scope)
     with torch.device("meta"):
         model = MODELS.build(cfg.model)
-    heads = [model.decode_head, *([model.auxiliary_head] if model.with_auxiliary_head else [])]
+    auxiliary = model.auxiliary_head if model.with_auxiliary_head else ()
+    heads = [model.decode_head, *(auxiliary if isinstance(auxiliary, nn.ModuleList | tuple) else [auxiliary])]
     classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO["classes"]
     assert {head.num_classes for head in heads} == {len(classes)}
     # A loss with class weights is averaged over the weights of the pixels that count; avg_non_ignore cannot be set beside them.
