@@ -1,4 +1,4 @@
-"""AdamW from random weights on a small data set, 10k iterations: a higher rate, stronger decay and clipped gradients than with pretraining."""
+"""AdamW from random weights on a small data set, 10k iterations: higher rate, stronger decay, gradients clipped."""
 
 optim_wrapper = dict(
     type="OptimWrapper",
