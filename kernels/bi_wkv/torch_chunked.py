@@ -35,12 +35,12 @@ Block = tuple[slice, slice, slice]  # an index into (B, T, C)
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(C,), (C,), (B, T, C), (B, T, C) -> y (B, T, C) in the dtype of k; float32 inside for half precision."""
-    y = torch.empty_like(k, memory_format=torch.contiguous_format)
+    y, scratch = torch.empty_like(k, memory_format=torch.contiguous_format), _Scratch()
 
     def run(chunk: int, block: Block) -> None:
         args = _cast(k.dtype, w[block[2]], u[block[2]], k[block], v[block])
         if chunk:
-            _Chunks(*args, chunk).forward(y[block])
+            _Chunks(*args, chunk, scratch).forward(y[block])
         else:
             _tokens_forward(*args, y[block])
 
@@ -52,10 +52,11 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
     """Gradients (gw, gu, gk, gv) for the output gradient gy (B, T, C), each in its input's dtype."""
     gk, gv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     gw, gu = (torch.zeros_like(x, dtype=torch.promote_types(k.dtype, torch.float32)) for x in (w, u))
+    scratch = _Scratch()
 
     def run(chunk: int, block: Block) -> tuple[Tensor, Tensor]:
         *args, g = _cast(k.dtype, w[block[2]], u[block[2]], k[block], v[block], gy[block])
-        function = _Chunks(*args, chunk).backward if chunk else partial(_tokens_backward, *args)
+        function = _Chunks(*args, chunk, scratch).backward if chunk else partial(_tokens_backward, *args)
         return function(g, gk[block], gv[block])
 
     for block, (part_w, part_u) in _run_blocks(run, w, u, k):
@@ -74,7 +75,7 @@ def _run_blocks(run: Callable[[int, Block], object], w: Tensor, u: Tensor, k: Te
     if 0 in k.shape:
         return []
     batch, length, channels = k.shape
-    chunk = _chunk_length(w, u, length, channels)
+    chunk = _chunk_length(w, u, length)
     if chunk and _serial(k):  # (batch, channel) pairs in a block; a fifth of the room is for the padding of _linear_scan
         room = max(16, 4 * SERIAL // 5 // (2 * -(-length // chunk)))
     else:
@@ -94,7 +95,7 @@ def _serial(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.get_num_threads() <= SERIAL_THREADS
 
 
-def _chunk_length(w: Tensor, u: Tensor, length: int, channels: int) -> int:
+def _chunk_length(w: Tensor, u: Tensor, length: int) -> int:
     """Tokens per chunk of the fast path, 0 where only the token path is safe (NaN parameters included). Reads three numbers on the host."""
     low, high = (x.item() for x in w.aminmax())
     if not (-low * length <= SAFE_GROWTH and u.abs().max().item() <= SAFE_EXPONENT):
@@ -102,15 +103,34 @@ def _chunk_length(w: Tensor, u: Tensor, length: int, channels: int) -> int:
     longest = SAFE_EXPONENT / max(abs(low), abs(high), 1e-9)
     if not longest >= min(8, length):
         return 0
-    ideal = max(round(math.sqrt(length)), 5 * length * channels // (2 * SERIAL))  # balanced, or all channels in one serial call
-    top = int(min(128, 1 << (ideal - 1).bit_length() if length >= 1024 else max(1, ideal), longest))
+    top = int(min(128, math.isqrt(length), longest))
     divisors = [d for d in range(top, (top + 1) // 2, -1) if length % d == 0]
     return divisors[0] if divisors else top
 
 
+class _Scratch:
+    """Large buffers of one call, handed from block to block: touching fresh memory can cost more than the arithmetic."""
+
+    def __init__(self):
+        self.buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An uninitialised tensor of this shape, the same memory for the same name."""
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = like.new_empty(size)
+        return self.buffers[name][:size].view(shape)
+
+
 def _linear_scan(g: Tensor, x: Tensor) -> Tensor:
-    """Exclusive scan along dim -2: s_0 = 0, s_{t+1} = g_t s_t + x_t; returns s_0 .. s_{n-1}. Two levels, about 5 sqrt(n) operations."""
+    """Exclusive scan along dim -2: s_0 = 0, s_{t+1} = g_t s_t + x_t; returns s_0 .. s_{n-1}. Above 128 rows in two levels of sqrt(n)."""
     n = x.shape[-2]
+    if n <= 128:
+        state = torch.zeros_like(x)
+        rows = state.unbind(-2)
+        for decay, row, before, after in zip(g.unbind(-2), x.unbind(-2), rows, rows[1:], strict=False):
+            torch.addcmul(row, decay, before, out=after)
+        return state
     inner = max(1, math.isqrt(n))
     outer = -(-n // inner)
     if pad := outer * inner - n:
@@ -145,8 +165,8 @@ def _exp(x: Tensor, out: Tensor | None = None) -> Tensor:
 class _Chunks:
     """One block in chunks of `length` tokens. Scratch is (L, 2, B, n, C): step inside the chunk, (den, num), batch, chunk, channel."""
 
-    def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, length: int):
-        self.tokens, self.length = k.shape[1], length
+    def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, length: int, scratch: _Scratch):
+        self.scratch, self.tokens, self.length = scratch, k.shape[1], length
         self.count = -(-self.tokens // length)
         self.lam, self.eu = (_exp(x.double()).to(k.dtype) for x in (-w, u))
         k, self.v = self._split(k, -math.inf), self._split(v, 0.0)
@@ -157,11 +177,14 @@ class _Chunks:
         jump = scale.double().diff(dim=1)  # (B, n - 1, C)
         # what a state is multiplied with when it enters the next chunk, or the previous one, whose sums have another scale
         self.ahead, self.back, self.decay = _exp(-jump), _exp(jump), _exp(-step)
-        self.x = k.new_empty(length, 2, *k.shape[1:])
-        weight = self.x[:, 0]
-        self._each(torch.sub, k, scale, out=weight)
-        self._each(_exp, weight, out=weight)
-        self._each(torch.mul, weight, self.v, out=self.x[:, 1])
+        self.x = scratch.take("x", (length, 2, *k.shape[1:]), k)
+        weight, value = self.x[:, 0], self.x[:, 1]
+        self.total = torch.zeros_like(self.x[0])  # of every chunk, as its successor sees it; summed here, while x is in cache
+        for rows in self._groups(weight):
+            p = torch.sub(k[rows], scale, out=weight[rows])
+            torch.mul(_exp(p, out=p), self.v[rows], out=value[rows])
+            for step in self.x[rows].unbind(0):
+                torch.addcmul(step, self.total, self.lam, out=self.total)
 
     @staticmethod
     def _scale(m: Tensor, step: Tensor) -> Tensor:
@@ -190,11 +213,15 @@ class _Chunks:
 
     def _fill(self, op: Callable, *args: Tensor, out: Tensor) -> None:
         """op(*args), of (L, B, n, C), into out (B, T, C)."""
-        exact = self.count * self.length == self.tokens
-        whole = out if exact else out.new_empty(out.shape[0], self.count * self.length, out.shape[2])
+        whole = self._target(out)
         self._each(op, *args, out=self._split(whole, 0.0))
-        if not exact:
+        if whole is not out:
             out.copy_(whole[:, : self.tokens])
+
+    def _target(self, out: Tensor) -> Tensor:
+        """(B, n L, C): `out` itself, or a larger tensor where the last chunk is not full."""
+        missing = self.count * self.length - self.tokens
+        return out.new_empty(out.shape[0], self.tokens + missing, out.shape[2]) if missing else out
 
     def _sweep(self, x: Iterable[Tensor], state: Tensor) -> Iterator[Tensor]:
         """state <- lam state + x_j, in place, for each j in the order given; yields the state before each update."""
@@ -202,11 +229,15 @@ class _Chunks:
             yield state
             torch.addcmul(step, state, self.lam, out=state)
 
-    def _incoming(self, x: tuple[Tensor, ...], rescale: Tensor, backwards: bool) -> Tensor:
-        """Sums of x entering every chunk from its left, or from its right: (2, B, n, C), in the scale of the chunk that they enter."""
+    def _total(self, x: tuple[Tensor, ...]) -> Tensor:
+        """The last state of a sweep that starts from zero."""
         total = torch.zeros_like(x[0])
-        for _ in self._sweep(x[::-1] if backwards else x, total):
-            pass
+        for step in x:
+            torch.addcmul(step, total, self.lam, out=total)
+        return total
+
+    def _incoming(self, total: Tensor, rescale: Tensor, backwards: bool) -> Tensor:
+        """Chunk totals (2, B, n, C) -> sums entering every chunk from its left, or its right, in the scale of the chunk that they enter."""
         if backwards:
             total, rescale = total.flip(-2), rescale.flip(-2)
         state = torch.zeros_like(total)
@@ -217,26 +248,31 @@ class _Chunks:
 
     def forward(self, out: Tensor) -> None:
         """Writes y (B, T, C) into out."""
-        sums, x = torch.empty_like(self.x), self.x.unbind(0)
-        prefix, suffix = self._incoming(x, self.ahead, False), self._incoming(x, self.back, True)
+        sums, x = self.scratch.take("sums", self.x.shape, self.x), self.x.unbind(0)
+        prefix, suffix = self._incoming(self.total, self.ahead, False), self._incoming(self._total(x[::-1]), self.back, True)
         for step, state, total in zip(x, self._sweep(x, prefix), sums.unbind(0), strict=True):
             torch.addcmul(state, step, self.eu, out=total)
-        for state, total in zip(self._sweep(x[::-1], suffix), sums.unbind(0)[::-1], strict=True):
-            total.add_(state)
-        self._fill(torch.div, sums[:, 1], sums[:, 0], out=out)
+        whole = self._target(out)
+        y = self._split(whole, 0.0)
+        for rows in reversed(list(self._groups(y))):
+            for state, total in zip(self._sweep(self.x[rows].unbind(0)[::-1], suffix), sums[rows].unbind(0)[::-1], strict=True):
+                total.add_(state)
+            torch.div(sums[rows, 1], sums[rows, 0], out=y[rows])
+        if whole is not out:
+            out.copy_(whole[:, : self.tokens])
 
     def backward(self, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
         """Writes gk and gv (B, T, C), returns gw and gu (C,)."""
         x = self.x.unbind(0)
-        before, after, grads = (torch.empty_like(self.x) for _ in range(3))
+        before, after, grads = (self.scratch.take(name, self.x.shape, self.x) for name in ("before", "after", "grads"))
         f, s, g = before.unbind(0), after.unbind(0), grads.unbind(0)
-        self._keep(x, self._incoming(x, self.ahead, False), f)
-        self._keep(x[::-1], self._incoming(x, self.back, True), s[::-1])
+        self._keep(x, self._incoming(self.total, self.ahead, False), f)
+        self._keep(x[::-1], self._incoming(self._total(x[::-1]), self.back, True), s[::-1])
         self._each(torch.addcmul, before, self.x, self.eu, out=grads)
         self._each(torch.add, grads, after, out=grads)
         self._adjoint(grads[:, 0], grads[:, 1], self._split(gy, 0.0))
         # adjoint sums carry exp(+scale) where the sums carry exp(-scale): the factors of the two directions trade places
-        prefix, suffix = self._incoming(g, self.back, False), self._incoming(g, self.ahead, True)
+        prefix, suffix = self._incoming(self._total(g), self.back, False), self._incoming(self._total(g[::-1]), self.ahead, True)
         gu, gw = torch.zeros_like(prefix), torch.zeros_like(prefix)
         for j, state in enumerate(self._sweep(g, prefix)):
             gw.addcmul_(state, s[j])
