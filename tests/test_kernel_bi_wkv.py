@@ -157,10 +157,23 @@ def test_nan_stays_in_its_channel(where, decay):
 def test_every_element_is_written_and_runs_repeat_bitwise(shape, decay):
     _, u, k, v = cases.make_inputs(shape)
     w, grad_output = DECAYS[decay](5, shape[1]), torch.randn(shape)
+    torch_chunked._scratch.buffers.clear()
     with testing.poisoned_memory():
-        first, second = (testing.gradients(run, (w, u, k, v), grad_output) for _ in range(2))
+        first = testing.gradients(run, (w, u, k, v), grad_output)
+        testing.gradients(run, (w, u, k * torch.nan, v), grad_output)  # what a call leaves in kept buffers must not reach the next
+        second = testing.gradients(run, (w, u, k, v), grad_output)
     for a, b in zip(first, second, strict=True):
         assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+def test_kept_buffers_made_in_inference_mode_serve_training():
+    inputs, grad_output = cases.make_inputs((1, 50, 6)), torch.randn(1, 50, 6)
+    expected = testing.gradients(run, inputs, grad_output)
+    torch_chunked._scratch.buffers.clear()
+    with torch.inference_mode():
+        run(*inputs)
+    for a, b in zip(testing.gradients(run, inputs, grad_output), expected, strict=True):
         assert torch.equal(a, b)
 
 

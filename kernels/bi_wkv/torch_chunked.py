@@ -17,6 +17,7 @@ Channels are independent, in both: a NaN in one channel stays there.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -30,17 +31,18 @@ SAFE_GROWTH = 20.0  # largest -w T of the fast path: beyond it one scale per chu
 BLOCK = 1 << 21  # elements of (T, C) worked on at once where calls are parallel: bounds the scratch memory
 SERIAL = (1 << 15) - 1  # largest result that PyTorch computes on the calling CPU thread alone (below its grain size)
 SERIAL_THREADS = 4  # up to so many threads, calls are kept serial
+KEPT = 1 << 22  # largest scratch buffer, in elements, that outlives a call; a thread has up to four
 Block = tuple[slice, slice, slice]  # an index into (B, T, C)
 
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(C,), (C,), (B, T, C), (B, T, C) -> y (B, T, C) in the dtype of k; float32 inside for half precision."""
-    y, scratch = torch.empty_like(k, memory_format=torch.contiguous_format), _Scratch()
+    y = torch.empty_like(k, memory_format=torch.contiguous_format)
 
     def run(chunk: int, block: Block) -> None:
         args = _cast(k.dtype, w[block[2]], u[block[2]], k[block], v[block])
         if chunk:
-            _Chunks(*args, chunk, scratch).forward(y[block])
+            _Chunks(*args, chunk).forward(y[block])
         else:
             _tokens_forward(*args, y[block])
 
@@ -52,11 +54,10 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
     """Gradients (gw, gu, gk, gv) for the output gradient gy (B, T, C), each in its input's dtype."""
     gk, gv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
     gw, gu = (torch.zeros_like(x, dtype=torch.promote_types(k.dtype, torch.float32)) for x in (w, u))
-    scratch = _Scratch()
 
     def run(chunk: int, block: Block) -> tuple[Tensor, Tensor]:
         *args, g = _cast(k.dtype, w[block[2]], u[block[2]], k[block], v[block], gy[block])
-        function = _Chunks(*args, chunk, scratch).backward if chunk else partial(_tokens_backward, *args)
+        function = _Chunks(*args, chunk).backward if chunk else partial(_tokens_backward, *args)
         return function(g, gk[block], gv[block])
 
     for block, (part_w, part_u) in _run_blocks(run, w, u, k):
@@ -103,23 +104,32 @@ def _chunk_length(w: Tensor, u: Tensor, length: int) -> int:
     longest = SAFE_EXPONENT / max(abs(low), abs(high), 1e-9)
     if not longest >= min(8, length):
         return 0
-    top = int(min(128, math.isqrt(length), longest))
+    ideal = math.isqrt(
+        length
+    )  # balances steps and chunks; from 1024 tokens on fewer chunks, so that longer rows of channels fit into a call
+    top = int(min(128, ideal if length < 1024 else 2 * ideal, longest))
     divisors = [d for d in range(top, (top + 1) // 2, -1) if length % d == 0]
     return divisors[0] if divisors else top
 
 
-class _Scratch:
-    """Large buffers of one call, handed from block to block: touching fresh memory can cost more than the arithmetic."""
+class _Scratch(threading.local):
+    """Large buffers of serial calls, kept for the thread's next block and next call: touching fresh memory costs as much as the arithmetic."""
 
     def __init__(self):
-        self.buffers: dict[str, Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """An uninitialised tensor of this shape, the same memory for the same name."""
-        size = math.prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = like.new_empty(size)
-        return self.buffers[name][:size].view(shape)
+        """An uninitialised tensor of this shape: the same memory for the same name, unless it is too much to keep."""
+        size, key = math.prod(shape), (name, like.dtype)
+        if not _serial(like) or size > KEPT:
+            return like.new_empty(shape)
+        if key not in self.buffers or self.buffers[key].numel() < size:
+            with torch.inference_mode(False):  # an inference tensor could not be written to outside of that mode
+                self.buffers[key] = torch.empty(size, dtype=like.dtype)
+        return self.buffers[key][:size].view(shape)
+
+
+_scratch = _Scratch()
 
 
 def _linear_scan(g: Tensor, x: Tensor) -> Tensor:
@@ -165,8 +175,8 @@ def _exp(x: Tensor, out: Tensor | None = None) -> Tensor:
 class _Chunks:
     """One block in chunks of `length` tokens. Scratch is (L, 2, B, n, C): step inside the chunk, (den, num), batch, chunk, channel."""
 
-    def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, length: int, scratch: _Scratch):
-        self.scratch, self.tokens, self.length = scratch, k.shape[1], length
+    def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, length: int):
+        self.tokens, self.length = k.shape[1], length
         self.count = -(-self.tokens // length)
         self.lam, self.eu = (_exp(x.double()).to(k.dtype) for x in (-w, u))
         k, self.v = self._split(k, -math.inf), self._split(v, 0.0)
@@ -177,7 +187,7 @@ class _Chunks:
         jump = scale.double().diff(dim=1)  # (B, n - 1, C)
         # what a state is multiplied with when it enters the next chunk, or the previous one, whose sums have another scale
         self.ahead, self.back, self.decay = _exp(-jump), _exp(jump), _exp(-step)
-        self.x = scratch.take("x", (length, 2, *k.shape[1:]), k)
+        self.x = _scratch.take("x", (length, 2, *k.shape[1:]), k)
         weight, value = self.x[:, 0], self.x[:, 1]
         self.total = torch.zeros_like(self.x[0])  # of every chunk, as its successor sees it; summed here, while x is in cache
         for rows in self._groups(weight):
@@ -248,7 +258,7 @@ class _Chunks:
 
     def forward(self, out: Tensor) -> None:
         """Writes y (B, T, C) into out."""
-        sums, x = self.scratch.take("sums", self.x.shape, self.x), self.x.unbind(0)
+        sums, x = _scratch.take("sums", self.x.shape, self.x), self.x.unbind(0)
         prefix, suffix = self._incoming(self.total, self.ahead, False), self._incoming(self._total(x[::-1]), self.back, True)
         for step, state, total in zip(x, self._sweep(x, prefix), sums.unbind(0), strict=True):
             torch.addcmul(state, step, self.eu, out=total)
@@ -264,7 +274,7 @@ class _Chunks:
     def backward(self, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
         """Writes gk and gv (B, T, C), returns gw and gu (C,)."""
         x = self.x.unbind(0)
-        before, after, grads = (self.scratch.take(name, self.x.shape, self.x) for name in ("before", "after", "grads"))
+        before, after, grads = (_scratch.take(name, self.x.shape, self.x) for name in ("before", "after", "grads"))
         f, s, g = before.unbind(0), after.unbind(0), grads.unbind(0)
         self._keep(x, self._incoming(self.total, self.ahead, False), f)
         self._keep(x[::-1], self._incoming(self._total(x[::-1]), self.back, True), s[::-1])
