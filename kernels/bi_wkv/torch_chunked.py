@@ -113,7 +113,7 @@ def _chunk_length(w: Tensor, u: Tensor, length: int) -> int:
 
 
 class _Scratch(threading.local):
-    """Large buffers of serial calls, kept for the thread's next block and next call: touching fresh memory costs as much as the arithmetic."""
+    """Large buffers of serial calls, kept for the thread's next block and call: touching fresh memory costs as much as the arithmetic."""
 
     def __init__(self):
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
