@@ -67,7 +67,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set(title=mode, xlabel="tokens T", xscale="log", yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("latency (ms)")
-    axes[0][0].legend()
+    axes[0][0].legend(loc="upper left")
     first = rows[0]
     figure.suptitle(
         f"{first['op']}, C = {first['shape'][-1]}, {first['dtype']}, {first['device']}, {first['threads']} threads", fontsize=10
