@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A hybrid backbone and its transformer twin; the first is the reference of the speed ratios.
-QUICKSTART := $(foreach mixer,bi-wkv attention,configs/shapes/hybrid-$(mixer)-test_segformer_1xb8-800_shapes-128x128.py)
+QUICKSTART := $(foreach mixer,bi-wkv attention,configs/shapes/hybrid-$(mixer)-test_segformer_1xb8-400_shapes-128x128.py)
 
 .PHONY: quickstart test lint versions clean
 

@@ -1,10 +1,10 @@
 """Quickstart: the transformer twin of hybrid-bi-wkv-test (softmax attention in the token layers) on procedural shapes.
 
-    python tools/train.py configs/shapes/hybrid-attention-test_segformer_1xb8-800_shapes-128x128.py
+    python tools/train.py configs/shapes/hybrid-attention-test_segformer_1xb8-400_shapes-128x128.py
 
 Status: untrained.
 """
 
-_base_ = "./hybrid-bi-wkv-test_segformer_1xb8-800_shapes-128x128.py"
+_base_ = "./hybrid-bi-wkv-test_segformer_1xb8-400_shapes-128x128.py"
 
 model = dict(backbone=dict(mixer="attention"))
