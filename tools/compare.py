@@ -126,7 +126,7 @@ def draw(args: argparse.Namespace, predictors: dict[str, Predictor]) -> None:
         image = np.ascontiguousarray(read_pixels(sample.img_path, "color", "image")[..., ::-1])
         rows.append((image, sample.gt_sem_seg.data[0].numpy(), *(predictor(image) for predictor in predictors.values())))
     first = next(iter(predictors.values()))
-    sheet = draw_sheet(rows, first.classes, first.palette, titles=("image", "ground truth", *predictors))
+    sheet = draw_sheet(rows, first.classes, first.palette, titles=("image", "ground truth", *(name.split("_")[0] for name in predictors)))
     Image.fromarray(sheet).save(args.out / "sheet.png")
     scalars = {name: max((args.out / name).glob("*/vis_data/scalars.json")) for name in predictors}
     plot_curves(scalars, [("loss", "training loss"), ("mIoU", "validation mIoU, %")], args.out / "curves.png")
