@@ -2,7 +2,7 @@
 
     python tools/train.py configs/shapes/hybrid-attention-test_segformer_1xb8-400_shapes-128x128.py
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = "./hybrid-bi-wkv-test_segformer_1xb8-400_shapes-128x128.py"

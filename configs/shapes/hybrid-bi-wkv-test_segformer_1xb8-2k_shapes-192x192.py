@@ -2,7 +2,7 @@
 
     python tools/train.py configs/shapes/hybrid-bi-wkv-test_segformer_1xb8-2k_shapes-192x192.py
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = [
