@@ -24,7 +24,24 @@ def bi_wkv_backward(shapes: Shapes) -> int:
     return 58 * prod(shapes[2])
 
 
-FORMULAS: dict[str, Callable[[Shapes], int]] = {"linescan::bi_wkv": bi_wkv, "linescan::bi_wkv_backward": bi_wkv_backward}
+def selective_scan(shapes: Shapes) -> int:
+    """Shapes of u, delta, A, B, C, D?, z? -> 9 B D L N, and B D L each for skip connection and gate (state-spaces/mamba #110)."""
+    (batch, channels, length), (_, states) = shapes[0], shapes[2]
+    extras = sum(s is not None for s in shapes[5:7])
+    return batch * channels * length * (9 * states + extras)
+
+
+def selective_scan_backward(shapes: Shapes) -> int:
+    """Shapes of u, delta, A, B, C, D?, z?, ... -> twice the forward, the usual ratio; nobody has published a count of the backward."""
+    return 2 * selective_scan(shapes)
+
+
+FORMULAS: dict[str, Callable[[Shapes], int]] = {
+    "linescan::bi_wkv": bi_wkv,
+    "linescan::bi_wkv_backward": bi_wkv_backward,
+    "linescan::selective_scan": selective_scan,
+    "linescan::selective_scan_backward": selective_scan_backward,
+}
 
 
 def register(name: str, packet: torch._ops.OpOverloadPacket) -> None:
