@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from .op import BACKENDS, selective_scan
+from . import op
 from .reference import selective_scan_ref
 
-OP, REFERENCE = selective_scan, selective_scan_ref
+OP, REFERENCE, BACKENDS = op.selective_scan, selective_scan_ref, op.BACKENDS
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 KWARGS = {"delta_softplus": True}  # the standard case; y is its one output
 OUTPUTS = 1

@@ -88,8 +88,8 @@ def selective_scan(
     for name, x in (("B", B), ("C", C)):
         if isinstance(x, Tensor) and x.dim() == 2:
             raise ValueError(
-                f"selective_scan: {name} must have shape (B, N, L) or (B, G, N, L), got {tuple(x.shape)}; weights that are constant in time "
-                f"are a group per channel, {name}[None, :, :, None].expand(batch, -1, -1, length)"
+                f"selective_scan: {name} must have shape (B, N, L) or (B, G, N, L), got {tuple(x.shape)}; weights that are constant in "
+                f"time are a group per channel, {name}[None, :, :, None].expand(batch, -1, -1, length)"
             )
     _CHECK(u, delta, A, B, C, D, z, delta_bias)
     B, C = (x.unsqueeze(1) if x.dim() == 3 else x for x in (B, C))
