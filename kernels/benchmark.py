@@ -23,22 +23,35 @@ MODES = ("fwd", "bwd", "fwdbwd")
 ATTENTION = "sdpa"
 
 
+def _case_files() -> dict[str, Path]:
+    """Operator -> its cases module: `<op>/cases.py`, and `<folder>/cases_<op>.py` for a second function of a folder."""
+    files = sorted(Path(__file__).parent.glob("*/cases*.py"))
+    return {p.parent.name if p.stem == "cases" else p.stem.removeprefix("cases_"): p for p in files}
+
+
+def operators(backend: str = "torch") -> list[str]:
+    """Names of the operators that have a backend."""
+    return [op for op in sorted(_case_files()) if backend in load_cases(op).BACKENDS]
+
+
 def load_cases(op: str) -> ModuleType:
     """The `cases` module of operator `op`.
 
     Raises:
         ValueError: no such operator.
     """
-    known = sorted(p.parent.name for p in Path(__file__).parent.glob("*/cases.py"))
-    if op not in known:
-        raise ValueError(f"op: expected one of {known}, got {op!r}")
-    return importlib.import_module(f".{op}.cases", __package__)
+    files = _case_files()
+    if op not in files:
+        raise ValueError(f"op: expected one of {sorted(files)}, got {op!r}")
+    return importlib.import_module(f".{files[op].parent.name}.{files[op].stem}", __package__)
 
 
 def check(cases: ModuleType, backend: str, dtype: torch.dtype, device: str) -> None:
     """Values and gradients of one backend against the reference; AssertionError where it is wrong."""
     inputs = cases.make_inputs(cases.CHECK_SHAPE, dtype, device)
-    testing.assert_matches_reference(lambda *x: cases.OP(*x, backend=backend), cases.REFERENCE, inputs, cases.INPUTS)
+    testing.assert_matches_reference(
+        lambda *x: cases.OP(*x, **cases.KWARGS, backend=backend), lambda *x: cases.REFERENCE(*x, **cases.KWARGS), inputs, cases.INPUTS
+    )
 
 
 def _calls(function: Callable, inputs: Sequence[torch.Tensor]) -> dict[str, Callable[[], object]]:
@@ -61,7 +74,7 @@ def _calls(function: Callable, inputs: Sequence[torch.Tensor]) -> dict[str, Call
 def providers(cases: ModuleType, shape: tuple[int, ...], dtype: torch.dtype, device: str, backends: Sequence[str], attention: bool) -> dict:
     """Name -> mode -> call: the backends of the operator, and attention on the same tokens where asked for."""
     inputs = cases.make_inputs(shape, dtype, device)
-    found = {b: _calls(lambda *x, b=b: cases.OP(*x, backend=b), inputs) for b in backends}
+    found = {b: _calls(lambda *x, b=b: cases.OP(*x, **cases.KWARGS, backend=b), inputs) for b in backends}
     if attention:
         found[ATTENTION] = _calls(F.scaled_dot_product_attention, cases.attention_inputs(shape, dtype, device))
     return found

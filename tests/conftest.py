@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: without a GPU its kernels run in the interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +23,13 @@ def _folder(variable: str, default: str) -> Path:
 def repo_root() -> Path:
     """The checkout itself, for tests of tools and configs."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def triton_device() -> str:
+    """Where tests run Triton kernels: on the GPU, or on CPU tensors in Triton's interpreter."""
+    pytest.importorskip("triton")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-from .op import AVAILABLE, bi_wkv
+from .op import BACKENDS, bi_wkv
 from .reference import bi_wkv_ref
 
-OP, REFERENCE, BACKENDS = bi_wkv, bi_wkv_ref, AVAILABLE
+OP, REFERENCE = bi_wkv, bi_wkv_ref
 INPUTS = ("w", "u", "k", "v")
+KWARGS: dict[str, object] = {}
+SHAPE_NAMES = "B T C"
 TEST_SHAPES = (
     (1, 1, 5),
     (2, 2, 3),
