@@ -29,15 +29,15 @@ def recorded(op: str, dtypes: Sequence[torch.dtype] = DTYPES) -> Iterator[tuple[
     cases = benchmark.load_cases(op)
     operator = registration.OPERATORS[op]
     module = operator.module("triton")
-    statics = operator.static_values(cases.KWARGS)
     seen = set()
     for shape in getattr(cases, "COMPILE_SHAPES", cases.BENCHMARK_SHAPES[:1]):
         for dtype in dtypes:
-            tensors = cases.make_inputs(shape, dtype, "meta")
-            outputs = operator.as_tuple(operator.fake(*tensors, *statics))
+            inputs = cases.make_inputs(shape, dtype, "meta")
+            args = operator.arguments_of(lambda x=inputs: cases.OP(*x, **cases.KWARGS, backend="triton"))
+            tensors, statics = args[: len(operator.tensors)], args[len(operator.tensors) :]
             with record_launches() as launches:
-                module.forward(*tensors, *statics)
-                module.backward(*tensors, *outputs, *statics)
+                outputs = module.forward(*args)
+                module.backward(*tensors, *operator.as_tuple(outputs), *statics)
             size = "x".join(map(str, shape))
             for launch in launches:
                 key = triton_compile.key(launch)

@@ -61,7 +61,6 @@ class Operator:
     ):
         self.name, self.package, self.reference, self.fake = name, package, reference, fake
         self.tensors, self.optional = [t.rstrip("?") for t in tensors], [t.endswith("?") for t in tensors]
-        self.statics = [s.split()[-1] for s in statics]
         self.outputs, self.fold, self.fold_outputs = outputs, fold, fold_outputs
         self.own, self.peers = tuple(backends), tuple(peers or ())
         self.sources, self.backends = backends | (peers or {}), (*self.own, *self.peers, "reference")
@@ -131,9 +130,16 @@ class Operator:
         """The backends that "auto" may take on a device, best first."""
         return [b for b in dispatch.preference(device_type) if b in self.own and self.why_not(b, device_type) is None]
 
-    def static_values(self, named: dict[str, object]) -> tuple:
-        """The static arguments in order, from their names."""
-        return tuple(named[name] for name in self.statics)
+    def arguments_of(self, call: Callable[[], object]) -> tuple:
+        """The arguments, tensors then statics, with which `call` runs this operator; nothing is computed."""
+        found = []
+        forward_op = self.forward_op
+        self.forward_op = lambda *args: (found.append(args[:-1]), self._fake(*args))[1]
+        try:
+            call()
+        finally:
+            self.forward_op = forward_op
+        return found[0]
 
     @staticmethod
     def as_tuple(outputs) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ TEST_SHAPES = (
     (1, 257, 4),
 )  # (B, T, C): odd lengths, primes, whole chunks
 CHECK_SHAPE = (2, 300, 16)  # what the benchmark compares with the reference before it times anything
+TRITON_SHAPES = ((1, 1, 5), (2, 2, 3), (2, 15, 4), (1, 37, 5), (2, 70, 20))  # small: what Triton's interpreter runs in tests
 # (B, T, C): the stride-16 stage of tiny, small and base networks at 224, 512 and 1024 pixels; the shape is the first
 BENCHMARK_SHAPES = ((1, 4096, 384), (2, 1024, 192), (8, 196, 192), (1, 1024, 384), (1, 4096, 768))
 SWEEP = tuple((1, t, 384) for t in (1024, 2048, 4096, 8192, 16384, 32768, 65536))  # time against T
