@@ -33,7 +33,7 @@ EXTRAS = {
         "tensorboard>=2.14",
         "matplotlib>=3.7",
     ],
-    "dev": ["pytest>=8", "ruff>=0.14"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
     "mamba": ["mamba-ssm>=2.3"],
     "fla": ["fla-core>=0.6.0"],
 }
@@ -52,7 +52,7 @@ setup(
     package_dir=packages(),
     package_data={"linescan.kernels": ["*/README.md"]},
     # Ranges only: a user's torch is never replaced. constraints.txt holds the set that is tested.
-    install_requires=["torch>=2.6", "timm>=1.0.20", "numpy>=1.26", "pillow>=10.1"],
+    install_requires=["torch>=2.6", "timm>=1.0.20", "numpy>=1.26", "pillow>=10.1", "tqdm>=4.60"],
     extras_require=EXTRAS,
     zip_safe=False,
 )

@@ -1,26 +1,33 @@
-"""Timing of operators against each other and against softmax attention on the same tokens. Needs torch alone; `tools/benchmark_kernels.py`
-is its face.
+"""Timing of operators against each other, against other packages and against softmax attention on the same tokens. Needs torch alone;
+`tools/benchmark_kernels.py` is its face.
 
-Providers are timed in turn within every round, so that a change of the machine's load meets all of them, and ratios are taken inside a
-round. An operator that does not match its reference on this machine is not timed.
+A provider is a backend of the operator ("triton", "c", "torch", "reference", "mamba_ssm", "fla"), "compile" (torch.compile of the chunked
+PyTorch), "sdpa", or "module:function", any importable function with the operator's arguments. Each is compared with the float64
+reference first, and one that is wrong is not timed. Providers are timed in turn within every round, so that a change of the machine's
+load meets all of them, and ratios are taken inside a round.
 """
 
 import datetime
 import importlib
+import importlib.metadata
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
 from . import testing
+from .registration import OPERATORS
 
 MODES = ("fwd", "bwd", "fwdbwd")
-ATTENTION = "sdpa"
+ATTENTION, COMPILE = "sdpa", "compile"
+COPIED = 1 << 28  # bytes of the copy that measures the device's bandwidth, and of the buffer that clears its cache
+Call = Callable[[], object]
 
 
 def _case_files() -> dict[str, Path]:
@@ -46,58 +53,125 @@ def load_cases(op: str) -> ModuleType:
     return importlib.import_module(f".{files[op].parent.name}.{files[op].stem}", __package__)
 
 
-def check(cases: ModuleType, backend: str, dtype: torch.dtype, device: str) -> None:
-    """Values and gradients of one backend against the reference; AssertionError where it is wrong."""
+def default_providers(op: str, device: str) -> list[str]:
+    """Every backend that can run on the device, attention, and on a GPU torch.compile (on a CPU it takes long and is slower)."""
+    operator = OPERATORS[op]
+    own = [b for b in (*operator.own, *operator.peers) if operator.why_not(b, device) is None and (b, device) != ("triton", "cpu")]
+    return [*own, *([COMPILE] if device == "cuda" else []), ATTENTION]
+
+
+def _through_compile(op: str, function: Callable) -> Callable:
+    """`function` with the operator's chunked PyTorch replaced by torch.compile of it: the operator itself is opaque to the compiler."""
+    operator = OPERATORS[op]
+    module = operator.module("torch")
+    compiled = SimpleNamespace(forward=torch.compile(module.forward), backward=torch.compile(module.backward))
+
+    def call(*inputs):
+        with operator.replaced("torch", compiled):
+            return function(*inputs, backend="torch")
+
+    return call
+
+
+def provider(op: str, name: str) -> Callable:
+    """The function of a provider, of the operator's tensors. Not for attention, whose inputs are others.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    cases = load_cases(op)
+    function = partial(cases.OP, **cases.KWARGS)
+    if name == COMPILE:
+        return _through_compile(op, function)
+    if ":" in name:
+        module, attribute = name.split(":")
+        return getattr(importlib.import_module(module), attribute)
+    if name not in cases.BACKENDS:
+        raise ValueError(f"providers: expected {cases.BACKENDS}, 'compile', 'sdpa' or 'module:function', got {name!r}")
+    return partial(function, backend=name)
+
+
+def check(op: str, name: str, dtype: torch.dtype, device: str) -> None:
+    """Values and gradients of one provider against the reference; AssertionError where it is wrong."""
+    cases = load_cases(op)
     inputs = cases.make_inputs(cases.CHECK_SHAPE, dtype, device)
-    testing.assert_matches_reference(
-        lambda *x: cases.OP(*x, **cases.KWARGS, backend=backend), lambda *x: cases.REFERENCE(*x, **cases.KWARGS), inputs, cases.INPUTS
-    )
+    testing.assert_matches_reference(provider(op, name), partial(cases.REFERENCE, **cases.KWARGS), inputs, cases.INPUTS)
 
 
-def _calls(function: Callable, inputs: Sequence[torch.Tensor]) -> dict[str, Callable[[], object]]:
+def _calls(function: Callable, inputs: Sequence[torch.Tensor], modes: Sequence[str]) -> dict[str, Call]:
     """Mode -> a call without arguments. `bwd` goes through a graph that is kept, so it holds the backward alone."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves)
-    grad_output = torch.randn_like(out)
-
-    def forward():
-        with torch.no_grad():
-            return function(*inputs)
-
-    return {
-        "fwd": forward,
-        "bwd": lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True),
-        "fwdbwd": lambda: torch.autograd.grad(function(*leaves), leaves, grad_output),
-    }
+    calls = {}
+    if "fwd" in modes:
+        calls["fwd"] = torch.no_grad()(lambda: function(*inputs))
+    if "bwd" in modes or "fwdbwd" in modes:
+        out = function(*leaves)
+        grad_output = torch.randn_like(out)
+        calls["bwd"] = lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
+        calls["fwdbwd"] = lambda: torch.autograd.grad(function(*leaves), leaves, grad_output)
+    return {mode: calls[mode] for mode in modes}
 
 
-def providers(cases: ModuleType, shape: tuple[int, ...], dtype: torch.dtype, device: str, backends: Sequence[str], attention: bool) -> dict:
-    """Name -> mode -> call: the backends of the operator, and attention on the same tokens where asked for."""
+def provider_calls(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str, names: Sequence[str], modes: Sequence[str]) -> dict:
+    """Provider -> mode -> call, attention on the same tokens included."""
+    cases = load_cases(op)
     inputs = cases.make_inputs(shape, dtype, device)
-    found = {b: _calls(lambda *x, b=b: cases.OP(*x, **cases.KWARGS, backend=b), inputs) for b in backends}
-    if attention:
-        found[ATTENTION] = _calls(F.scaled_dot_product_attention, cases.attention_inputs(shape, dtype, device))
+    found = {name: _calls(provider(op, name), inputs, modes) for name in names if name != ATTENTION}
+    if ATTENTION in names:
+        found[ATTENTION] = _calls(F.scaled_dot_product_attention, cases.attention_inputs(shape, dtype, device), modes)
     return found
 
 
-def _latency_ms(call: Callable[[], object], device: str) -> float:
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    call()
-    synchronize()
-    return 1e3 * (time.perf_counter() - start)
+class Stopwatch:
+    """Times single calls: by the clock on a CPU, by events on a GPU, where a cache-sized buffer is cleared before each call."""
+
+    def __init__(self, device: str):
+        self.cuda = device == "cuda"
+        self.buffer = torch.empty(COPIED if self.cuda else 0, dtype=torch.uint8, device=device)
+
+    def __call__(self, call: Call) -> float:
+        """Milliseconds of one call."""
+        if not self.cuda:
+            start = time.perf_counter()
+            call()
+            return 1e3 * (time.perf_counter() - start)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.buffer.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def interleaved(self, calls: dict[str, Call], repeats: int) -> dict[str, list[float]]:
+        """Name -> `repeats` times in ms, taken in turn after one warm-up round."""
+        rounds = [{name: self(call) for name, call in calls.items()} for _ in range(repeats + 1)][1:]
+        return {name: [r[name] for r in rounds] for name in calls}
 
 
-def interleaved_ms(calls: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, list[float]]:
-    """Name -> `repeats` times in ms, taken in turn after one warm-up round."""
-    times = {name: [] for name in calls}
-    for round_ in range(repeats + 1):
-        for name, call in calls.items():
-            elapsed = _latency_ms(call, device)
-            if round_:
-                times[name].append(elapsed)
-    return times
+def peak_mib(call: Call, device: str) -> float | None:
+    """Memory that one call takes beyond what is there before it, in MiB; None where the system cannot tell.
+
+    On a GPU what PyTorch allocated; on a CPU the growth of the resident set, so memory that a process keeps for its next call is not seen.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        before = _resident_kib("VmRSS")
+        call()
+        return max(0, _resident_kib("VmHWM") - before) / 2**10
+    except OSError:
+        return None
+
+
+def _resident_kib(key: str) -> int:
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -106,44 +180,62 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "p20": p20, "p80": p80}
 
 
-def rows(cases: ModuleType, op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str, **options) -> Iterator[dict]:
-    """Result rows of one shape: latency_ms for every provider and mode, and its ratio to attention taken round by round.
+@cache
+def copy_gb_per_s(device: str) -> float:
+    """Bandwidth of a large copy on the device, bytes read plus bytes written: what a memory-bound kernel can reach. Measured once."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = Stopwatch(device).interleaved({"copy": lambda: target.copy_(source)}, 10)["copy"]
+    return 2 * COPIED / summary(times)["median"] / 1e6
 
-    Options: `backends`, `modes`, `repeats`, `attention` (bool).
-    """
-    found = providers(cases, shape, dtype, device, options["backends"], options["attention"])
-    where = {"op": op, "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "repeats": options["repeats"]}
-    for mode in options["modes"]:
-        times = interleaved_ms({name: calls[mode] for name, calls in found.items()}, device, options["repeats"])
-        for name, values in times.items():
-            row = {"provider": name, "mode": mode, **where}
-            yield {**row, "metric": "latency_ms", **summary(values)}
-            if name != ATTENTION:
-                moved = cases.bytes_moved(shape, dtype, mode)
-                yield {**row, "metric": "gb_per_s", **summary([moved / ms / 1e6 for ms in values])}
-            if options["attention"] and name != ATTENTION:
-                yield {**row, "metric": "ratio_to_sdpa", **summary([a / b for a, b in zip(values, times[ATTENTION], strict=True)])}
+
+def rows(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str, names: Sequence[str], mode: str, repeats: int) -> Iterator[dict]:
+    """Result rows of one shape and mode: latency_ms and peak_mib of every provider; for all but attention gb_per_s (bytes_moved over
+    latency), share_of_copy (that over the device's copy bandwidth), and ratio_to_sdpa, taken round by round."""
+    cases = load_cases(op)
+    calls = {name: by_mode[mode] for name, by_mode in provider_calls(op, shape, dtype, device, names, [mode]).items()}
+    times = Stopwatch(device).interleaved(calls, repeats)
+    moved = cases.bytes_moved(shape, dtype, mode)
+    for name, values in times.items():
+        row = {"op": op, "provider": name, "mode": mode, "shape": list(shape), "axes": cases.SHAPE_NAMES}
+        row |= {"dtype": str(dtype).removeprefix("torch."), "repeats": repeats}
+        yield {**row, "metric": "latency_ms", **summary(values)}
+        if (peak := peak_mib(calls[name], device)) is not None:
+            yield {**row, "metric": "peak_mib", **summary([peak])}
+        if name == ATTENTION:
+            continue
+        speeds = [moved / ms / 1e6 for ms in values]
+        yield {**row, "metric": "gb_per_s", **summary(speeds)}
+        yield {**row, "metric": "share_of_copy", **summary([x / copy_gb_per_s(device) for x in speeds])}
+        if ATTENTION in times:
+            yield {**row, "metric": "ratio_to_sdpa", **summary([a / b for a, b in zip(values, times[ATTENTION], strict=True)])}
+
+
+def _output_of(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # an installed copy has no history, a machine without a GPU no driver
 
 
 def environment(device: str) -> dict[str, object]:
-    """What every row must name: device, threads, versions, commit, date."""
+    """What every row must name: device, driver, threads, versions, commit, date."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
+        driver = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+        extra = {"driver": driver, "cuda": torch.version.cuda, "triton": importlib.metadata.version("triton")}
     else:
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
         models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else platform.processor() or platform.machine()
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"  # an installed copy has no history
+        name, extra = models[0] if models else platform.processor() or platform.machine(), {}
     return {
         "device": name,
         "threads": torch.get_num_threads(),
+        "copy_gb_per_s": copy_gb_per_s(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit,
+        **extra,
+        "commit": _output_of("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }

