@@ -40,11 +40,18 @@ def silence_warnings() -> None:
 
 
 class _WithoutKnownLines(io.TextIOBase):
-    """Forwards whole lines to `stream`, except those that hold a known import message. A log handler may keep it: nothing is lost."""
+    """Forwards whole lines to standard output, except those that hold a known import message.
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    A log handler may keep it beyond its use: from then on it writes to whatever standard output is, never to a stream that was closed.
+    """
+
+    def __init__(self) -> None:
+        self.redirected: TextIO | None = sys.stdout
         self.line = ""
+
+    @property
+    def stream(self) -> TextIO:
+        return self.redirected or sys.stdout
 
     def write(self, text: str) -> int:
         *lines, self.line = (self.line + text).split("\n")
@@ -54,18 +61,22 @@ class _WithoutKnownLines(io.TextIOBase):
     def flush(self) -> None:
         self.stream.flush()
 
+    def release(self) -> None:
+        """Standard output is itself again."""
+        self.stream.write(self.line)
+        self.line, self.redirected = "", None
+
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
     """Within it, known import lines do not reach standard output."""
     silence_warnings()
-    stream = _WithoutKnownLines(sys.stdout)
+    stream = _WithoutKnownLines()
     try:
         with contextlib.redirect_stdout(stream):
             yield
     finally:
-        stream.stream.write(stream.line)
-        stream.line = ""
+        stream.release()
 
 
 class ShortConsole(logging.Filter):

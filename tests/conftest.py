@@ -1,6 +1,7 @@
 """Fixtures shared by the flat tests: where outside data lies, and the reason printed when it does not."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ def _folder(variable: str, default: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"{variable} names no folder ({path}): the data are not part of the repository")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Every test starts without MMEngine's default registry scope, which a tool that ran in this process has set for good."""
+    if registry := sys.modules.get("mmengine.registry"):
+        registry.DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Mixed precision, the loss guard, launching and configs on a machine without a GPU; silence at import."""
 
+import io
 import json
+import logging
 import math
 import os
 import subprocess
@@ -204,6 +206,17 @@ def test_run_test_writes_strict_json_and_checks_the_weights(tmp_path):
 
 
 # --- noise ---
+
+
+def test_a_handler_made_while_imports_are_quiet_outlives_the_stream_of_that_time(monkeypatch, capsys):
+    closed = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        with quiet_imports():
+            handler = logging.StreamHandler(sys.stdout)
+    closed.close()
+    handler.emit(logging.makeLogRecord({"msg": "later"}))
+    assert capsys.readouterr().out == "later\n"
 
 
 def test_quiet_imports_drops_known_lines_only(capsys):
