@@ -42,12 +42,16 @@ class Resources:
 
 
 def _arguments(launch: Launch) -> tuple[dict, dict, dict]:
-    """(signature, constexprs, attributes) as Triton's own specialisation makes them: 1 is a constant, multiples of 16 are known to be."""
+    """(signature, constexprs, attributes) as Triton's own specialisation makes them: 1 is a constant, multiples of 16 are known to be.
+
+    An argument under do_not_specialize is neither.
+    """
     signature, constants, attributes = {}, {}, {}
     named = dict(zip(launch.kernel.arg_names, launch.args, strict=False)) | launch.constexprs
     for index, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, named.get(parameter.name, parameter.default)
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        opaque = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not opaque):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name] = "*" + TYPES[value.dtype]
@@ -56,7 +60,7 @@ def _arguments(launch: Launch) -> tuple[dict, dict, dict]:
             signature[name] = "i1"
         elif isinstance(value, int):
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not opaque:
                 attributes[(index,)] = ALIGNED
         elif isinstance(value, float):
             signature[name] = "fp32"
