@@ -1,9 +1,10 @@
 """The scan itself in chunked PyTorch, time-major and without bias, softplus, skip connection and gate: linear in L, any device.
 
-With E_t = exp(dt_t A) the recurrence is h_t = E_t h_{t-1} + x_t B_t and y_t = sum_n C_t h_t. Backwards, m_t is the message that h_t receives
-from later steps (the gradient of the last state at the end), g_t = m_t + C_t gy_t its whole gradient, and m_{t-1} = E_t g_t. Then
+With E_t = exp(dt_t A) the recurrence is h_t = E_t h_{t-1} + x_t B_t and y_t = sum_n C_t h_t. Backwards, m_t is the message that h_t
+receives from later steps (the gradient of the last state at the end), g_t = m_t + C_t gy_t its whole gradient, m_{t-1} = E_t g_t. With
+q_t = m_{t-1} h_{t-1}, the gradient of dt_t A,
 
-    gx_t = sum_n g_t B_t     gB_t = sum_d g_t x_t     gC_t = sum_d gy_t h_t     q_t = m_{t-1} h_{t-1}     gdt_t = sum_n q_t A     gA = sum_t q_t dt_t
+    gx_t = sum_n g_t B_t     gB_t = sum_d g_t x_t     gC_t = sum_d gy_t h_t     gdt_t = sum_n q_t A     gA = sum_t q_t dt_t
 
 Nothing is divided and no large sums are subtracted. The work is cut four times:
 
@@ -13,7 +14,8 @@ Nothing is divided and no large sums are subtracted. The work is cut four times:
   gives what every chunk adds, a short scan over the chunks gives the states between them, a second sweep starts from these;
 - steps of a chunk: the only loop over time.
 
-The decay of a whole chunk is exp(A sum dt) in float64, not a product of many rounded factors. Channels never mix, so a NaN stays in its own.
+The decay of a whole chunk is exp(A sum dt) in float64, not a product of many rounded factors. Channels never mix, so a NaN stays in its
+own.
 """
 
 import itertools
@@ -25,11 +27,20 @@ import torch
 from torch import Tensor
 
 SERIAL = (1 << 15) - 1  # largest result that PyTorch computes on the calling CPU thread alone (below its grain size)
-SERIAL_THREADS = 4  # up to so many threads, calls are kept serial: with few threads a barrier per call costs what it gains
+SERIAL_THREADS = 4  # up to so many threads, calls are kept serial
 PARALLEL = 1 << 19  # elements of one call otherwise
 BUFFER = 1 << 20  # elements of one buffer (steps of a segment) where that leaves at least MIN_STEPS
 MIN_STEPS, MAX_STEPS = 8, 32  # steps of a chunk
 LIMIT = 1000.0  # largest log2 of a chunk's growth: beyond it float64 overflows, and an empty state times infinity would be NaN
+
+
+def serial(device: torch.device) -> bool:
+    """Whether calls are made small enough to stay on the calling thread.
+
+    A pass is hundreds of calls of some microseconds, and a parallel one ends in a barrier: with few threads that costs about what it gains,
+    and on a busy machine every barrier waits for the thread that has no core.
+    """
+    return device.type == "cpu" and torch.get_num_threads() <= SERIAL_THREADS
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,7 @@ class Plan:
     @classmethod
     def make(cls, batch: int, length: int, groups: int, channels: int, states: int, device: torch.device) -> "Plan":
         """The plan for dt (batch, length, groups, channels) and so many states."""
-        serial = device.type == "cpu" and torch.get_num_threads() <= SERIAL_THREADS
-        room = SERIAL if serial else PARALLEL
+        room = SERIAL if serial(device) else PARALLEL
         width = _share(channels, room // states)
         rows = _share(groups, room // (states * width)) if width == channels else 1
         items = _share(batch, room // (states * width * rows)) if rows == groups else 1
@@ -170,7 +180,8 @@ class _Block:
 
     def _join(self, s: int, total: Tensor, state: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
         """What enters every chunk, from what every chunk adds (chunk, b, g, N, k) and what enters the first; and what leaves the last."""
-        decay = self.dt[s].sum(0, dtype=torch.float64).mul(self.rates).clamp_(max=LIMIT).exp2_()
+        span = sum(part.double().sum(0) for part in self.dt[s].split(max(1, SERIAL // self.dt[s, 0].numel())))
+        decay = span.mul(self.rates).clamp_(max=LIMIT).exp2_()
         decay = decay.flip(0) if backwards else decay
         states = torch.empty(len(total) + 1, *state.shape, dtype=torch.float64, device=state.device)
         states[0] = state
@@ -238,7 +249,7 @@ class _Block:
         return message, gA.sum((0, 1), dtype=torch.float64)
 
     def _messages(self, s: int, gy: Tensor, message: Tensor, G: Tensor) -> Tensor:
-        """Fills G with the gradient of every state, replaces E by the message that it sends back; returns the one that leaves the segment."""
+        """Fills G with the gradient of every state and replaces E by the message that it sends back; returns the last message."""
         steps = list(zip(self.C[s].unbind(0), gy.unbind(0), self.E.unbind(0), G.unbind(0), strict=True))[::-1]
         before = None
         if self.plan.chunks > 1:

@@ -1,91 +1,102 @@
 """The selective scan in chunked PyTorch with an analytic backward: linear in L, any device, nothing saved but the inputs.
 
-Here are the parts of the formula that have no state, bias and softplus of the step size, skip connection and gate, with their gradients, and
-the change to time-major tensors and back. The scan is in `chunks.py`.
+Here are the parts of the formula that have no state, bias and softplus of the step size, skip connection and gate, with their gradients,
+and the change to time-major tensors and back. The scan is in `chunks.py`.
 
 The padding of the time axis is made of dt = 0 and x = dt u = 0 behind bias and softplus, so the tail has neither value nor gradient. (Raw
 zeros would have dt = softplus(bias).)
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chunks import Plan, scan_backward, scan_forward
+from .chunks import SERIAL, Plan, scan_backward, scan_forward, serial
 
 THRESHOLD = 20.0  # above it softplus is the identity: PyTorch's and Mamba's convention
 ELEMENTS = 1 << 23  # of (batch, D, L) transposed at once: bounds the temporary memory
+Piece = tuple[slice, slice, slice]  # an index into (b, D, L)
 
 
 def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Tensor, Tensor]:
     """y (B, D, L) in the dtype of u and the last state (B, D, N); arguments of `selective_scan`, B and C as (B, G, N, L)."""
-    dtype, length, groups = torch.promote_types(u.dtype, torch.float32), u.shape[2], B.shape[1]
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    last = u.new_zeros(u.shape[0], *A.shape, dtype=dtype)
+    last = u.new_zeros(u.shape[0], *A.shape, dtype=torch.promote_types(u.dtype, torch.float32))
     for items, plan in _batches(u, A, B):
-        _, dt = _step_size(delta[items].to(dtype), delta_bias, delta_softplus)
-        ui = u[items].to(dtype)
-        scanned, state = scan_forward(plan, *_major(plan, groups, dt, dt * ui, A, B[items], C[items]))
+        dt, x, A_, B_, C_, _ = _major(plan, u[items], delta[items], A, B[items], C[items], delta_bias, delta_softplus)
+        scanned, state = scan_forward(plan, dt, x, A_, B_, C_)
         last[items] = state.flatten(1, 2)
-        out = _channels(scanned, length)
-        if D is not None:
-            out.addcmul_(D.to(dtype)[:, None], ui)
-        if z is not None:
-            out.mul_(F.silu(z[items].to(dtype)))
-        y[items] = out
+        _finish(_channels(scanned, u.shape[2]), u[items], D, None if z is None else z[items], y[items])
     return y, last
+
+
+def _finish(scanned: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None, y: Tensor) -> None:
+    """y = (scanned + D u) silu(z)."""
+    for piece in _pieces(y):
+        out = scanned[piece]
+        if D is not None:
+            out.addcmul_(_column(D, piece, out.dtype), u[piece].to(out.dtype))
+        if z is not None:
+            out.mul_(F.silu(z[piece].to(out.dtype)))
+        y[piece] = out
 
 
 def backward(u, delta, A, B, C, D, z, delta_bias, grad_y, grad_last, delta_softplus) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, z and delta_bias, each in its input's dtype, None for an absent one."""
     dtype, length, groups = torch.promote_types(u.dtype, torch.float32), u.shape[2], B.shape[1]
     gu, gdelta, gB, gC, gz = (
-        None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C, z)
+        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C, z)
     )
     gA, gD, gbias = (None if x is None else torch.zeros_like(x, dtype=dtype) for x in (A, D, delta_bias))
     for items, plan in _batches(u, A, B):
-        raw, dt = _step_size(delta[items].to(dtype), delta_bias, delta_softplus)
-        ui, gy = u[items].to(dtype), grad_y[items].to(dtype)
-        gated = None if z is None else z[items].to(dtype)
-        inner = gy if z is None else gy * F.silu(gated)  # gradient in front of the gate
-        major = _major(plan, groups, dt, dt * ui, A, B[items], C[items])
-        inner_major = _times(inner, plan.padded).unflatten(2, (groups, -1))
-        scanned = None if z is None else torch.empty_like(inner_major)
+        own = [None if x is None else x[items] for x in (u, delta, z, grad_y, gu, gdelta, gz)]
+        *major, gy = _major(plan, u[items], delta[items], A, B[items], C[items], delta_bias, delta_softplus, grad_y[items], own[2])
+        scanned = None if z is None else torch.empty_like(gy)
         state = grad_last[items].to(dtype).unflatten(1, (groups, -1))
-        gdt, gx, part_A, part_B, part_C = scan_backward(plan, *major, inner_major, state, scanned)
-        gdt, gx = _channels(gdt, length), _channels(gx, length)
-        gB[items], gC[items] = (_channels(part, length).unflatten(1, (groups, -1)) for part in (part_B, part_C))
+        gdt, gx, part_A, part_B, part_C = scan_backward(plan, *major, gy, state, scanned)
+        gdt, gx, scanned = (None if x is None else _channels(x, length) for x in (gdt, gx, scanned))
+        gB[items], gC[items] = (_channels(x, length).unflatten(1, (groups, -1)) for x in (part_B, part_C))
         gA += part_A.flatten(0, 1)
-        gdt.addcmul_(gx, ui)
-        gx.mul_(dt)
-        if D is not None:
-            gD += (inner * ui).sum((0, 2))
-            gx.addcmul_(D.to(dtype)[:, None], inner)
-        if z is not None:
-            gz[items] = gy * _gate_gradient(gated, _channels(scanned, length), D, ui)
-        if delta_softplus:
-            gdt = torch.where(raw > THRESHOLD, gdt, gdt * torch.sigmoid(raw))
-        if delta_bias is not None:
-            gbias += gdt.sum((0, 2))
-        gu[items], gdelta[items] = gx, gdt
-    small = (None if g is None else g.to(x.dtype) for g, x in ((gA, A), (gD, D), (gbias, delta_bias)))
-    gA, gD, gbias = small
+        _finish_backward(gdt, gx, scanned, *own, D, delta_bias, delta_softplus, gD, gbias)
+    gA, gD, gbias = (None if g is None else g.to(x.dtype) for g, x in ((gA, A), (gD, D), (gbias, delta_bias)))
     return gu, gdelta, gA, gB, gC, gD, gz, gbias
 
 
-def _step_size(delta: Tensor, bias: Tensor | None, softplus: bool) -> tuple[Tensor, Tensor]:
-    """delta + bias, and the step size made of it."""
-    raw = delta if bias is None else delta + bias.to(delta.dtype)[:, None]
+def _finish_backward(gdt, gx, scanned, u, delta, z, grad_y, gu, gdelta, gz, D, bias, softplus, gD, gbias) -> None:
+    """From the gradients of dt and x: those of u, delta, z, written, and of D and delta_bias, added."""
+    for piece in _pieces(u):
+        ui, gy, graddt, gradx = (x[piece].to(gx.dtype) for x in (u, grad_y, gdt, gx))
+        raw, dt = _step_size(delta[piece].to(gx.dtype), bias, softplus, piece)
+        skip = None if D is None else _column(D, piece, gx.dtype)
+        if z is not None:
+            zi, y = z[piece].to(gx.dtype), scanned[piece] if D is None else torch.addcmul(scanned[piece], skip, ui)
+            gate = torch.sigmoid(zi)
+            gz[piece] = gy * y * gate * (1 + zi * (1 - gate))
+            gy = gy * F.silu(zi)
+        graddt = torch.addcmul(graddt, gradx, ui)
+        if softplus:
+            graddt = torch.where(raw > THRESHOLD, graddt, graddt * torch.sigmoid(raw))
+        gradx = gradx * dt
+        if D is not None:
+            gD[piece[1]] += (gy * ui).sum((0, 2))
+            gradx.addcmul_(skip, gy)
+        if bias is not None:
+            gbias[piece[1]] += graddt.sum((0, 2))
+        gu[piece], gdelta[piece] = gradx, graddt
+
+
+def _step_size(delta: Tensor, bias: Tensor | None, softplus: bool, piece: Piece) -> tuple[Tensor, Tensor]:
+    """delta + bias, and the step size made of it, of a piece."""
+    raw = delta if bias is None else delta + _column(bias, piece, delta.dtype)
     return raw, F.softplus(raw, threshold=THRESHOLD) if softplus else raw
 
 
-def _gate_gradient(z: Tensor, y: Tensor, D: Tensor | None, u: Tensor) -> Tensor:
-    """d (y + D u) silu(z) / dz."""
-    gate = torch.sigmoid(z)
-    y = y if D is None else torch.addcmul(y, D.to(y.dtype)[:, None], u)
-    return y * gate * (1 + z * (1 - gate))
+def _column(x: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
+    """The part of a parameter (D,) that belongs to a piece, as a column."""
+    return x[piece[1]].to(dtype)[:, None]
 
 
 def _batches(u: Tensor, A: Tensor, B: Tensor) -> Iterator[tuple[slice, Plan]]:
@@ -99,10 +110,29 @@ def _batches(u: Tensor, A: Tensor, B: Tensor) -> Iterator[tuple[slice, Plan]]:
         yield slice(first, first + size), Plan.make(size, length, B.shape[1], channels // B.shape[1], A.shape[1], u.device)
 
 
-def _major(plan: Plan, groups: int, dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
-    """(dt, x, A, B, C) as `scan_forward` takes them, from dt and x (b, D, L), A (D, N), B and C (b, G, N, L)."""
-    dt, x, B, C = (_times(z.to(dt.dtype).flatten(1, -2), plan.padded).unflatten(2, (groups, -1)) for z in (dt, x, B, C))
-    return dt, x, A.to(dt.dtype).unflatten(0, (groups, -1)), B, C
+def _pieces(x: Tensor) -> Iterator[Piece]:
+    """Indices of x (b, D, L) for elementwise work: as much at a time as makes a serial call, or everything."""
+    room = SERIAL if serial(x.device) else x.numel()
+    steps = [0, 0, min(x.shape[2], room)]
+    steps[1] = min(x.shape[1], max(1, room // steps[2]))
+    steps[0] = min(x.shape[0], max(1, room // (steps[1] * steps[2])))
+    return itertools.product(*([slice(i, i + n) for i in range(0, size, n)] for size, n in zip(x.shape, steps, strict=True)))
+
+
+def _major(plan: Plan, u, delta, A, B, C, bias, softplus, grad_y=None, z=None) -> tuple[Tensor | None, ...]:
+    """(dt, x, A, B, C) as `scan_forward` takes them, and the gradient in front of the gate, which may be absent, in the same form."""
+    dtype, groups = torch.promote_types(u.dtype, torch.float32), (B.shape[1], -1)
+    dt, x = (torch.empty(u.shape, dtype=dtype, device=u.device) for _ in range(2))
+    inner = None if grad_y is None else torch.empty_like(dt)
+    for piece in _pieces(u):
+        dt[piece] = step = _step_size(delta[piece].to(dtype), bias, softplus, piece)[1]
+        torch.mul(step, u[piece].to(dtype), out=x[piece])
+        if inner is not None:
+            gy = grad_y[piece].to(dtype)
+            inner[piece] = gy if z is None else gy * F.silu(z[piece].to(dtype))
+    B, C = (w.to(dtype).flatten(1, 2) for w in (B, C))
+    dt, x, B, C, inner = (None if w is None else _times(w, plan.padded).unflatten(2, groups) for w in (dt, x, B, C, inner))
+    return dt, x, A.to(dtype).unflatten(0, groups), B, C, inner
 
 
 def _times(x: Tensor, padded: int) -> Tensor:
