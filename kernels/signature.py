@@ -1,5 +1,7 @@
 """Checking what the caller passed: types, dtypes, devices and shapes of all tensor arguments, by one table per operator."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -21,17 +23,20 @@ class Signature:
 
     def __init__(self, op: str, **layouts: str):
         self.op = op
-        self.arguments = [
-            (name.rstrip("_"), name.endswith("_"), [tuple(layout.split()) for layout in text.split("|")]) for name, text in layouts.items()
-        ]
+        self.arguments = []  # (name, whether optional, number of dimensions -> their names)
+        for name, text in layouts.items():
+            by_rank = {len(layout.split()): tuple(layout.split()) for layout in text.split("|")}
+            self.arguments.append((name.rstrip("_"), name.endswith("_"), by_rank))
+        numbers = {dim for *_, by_rank in self.arguments for dims in by_rank.values() for dim in dims if dim.isdigit()}
+        self.fixed = {dim: int(dim) for dim in numbers}
 
     def __call__(self, *tensors: Tensor | None) -> dict[str, int]:
         """Checks the tensors, in the order of the table; returns the size of every named dimension."""
         if torch.jit.is_tracing():  # a tracer makes tensors of the sizes compared here, and warns
             return {}
-        sizes: dict[str, int] = {}
+        sizes = self.fixed.copy()
         device = getattr(tensors[0], "device", None)
-        for (name, optional, layouts), x in zip(self.arguments, tensors, strict=True):
+        for (name, optional, by_rank), x in zip(self.arguments, tensors, strict=True):
             if x is None and optional:
                 continue
             if not isinstance(x, Tensor):
@@ -40,19 +45,15 @@ class Signature:
                 raise TypeError(f"{self.op}: {name} must be a floating-point tensor, got {x.dtype}")
             if x.device != device:
                 raise ValueError(f"{self.op}: {name} must be on the device of {self.arguments[0][0]} ({device}), got {x.device}")
-            shape = x.shape
-            for layout in layouts:
-                if len(layout) == len(shape):
-                    break
-            else:
-                self._wrong(name, layouts, sizes, x)
-            for dim, size in zip(layout, shape, strict=True):
-                known = int(dim) if dim.isdigit() else sizes.setdefault(dim, size)
-                if known != size:
+            layout = by_rank.get(x.dim())
+            if layout is None:
+                self._wrong(name, by_rank.values(), sizes, x)
+            for dim, size in zip(layout, x.shape):  # noqa: B905 the lengths agree, and strict costs as much as the comparison
+                if sizes.setdefault(dim, size) != size:
                     self._wrong(name, [layout], sizes, x)
         return sizes
 
-    def _wrong(self, name: str, layouts: list[tuple[str, ...]], sizes: dict[str, int], x: Tensor) -> None:
+    def _wrong(self, name: str, layouts: Collection[tuple[str, ...]], sizes: dict[str, int], x: Tensor) -> None:
         def text(names) -> str:
             return f"({', '.join(map(str, names))}{',' if len(names) == 1 else ''})"
 

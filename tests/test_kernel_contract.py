@@ -1,8 +1,6 @@
 """What every operator promises, by being registered: PyTorch's machinery sees it, every backend of a CPU is deterministic and writes all
 of its output, and bad input is refused with the argument's name."""
 
-import json
-import os
 import subprocess
 import sys
 
@@ -231,8 +229,9 @@ def test_bad_tensors_are_named(case):
             case(*change(x.long()))
         with pytest.raises(ValueError, match=rf"{case.op}: {name} must have shape .*got \(1, 1, 1, 1, "):
             case(*change(x[None, None, None, None].expand(1, 1, 1, 1, *x.shape)))
-        with pytest.raises(ValueError, match=rf"{case.op}: .* must be on the device of"):
-            case(*change(x.to("meta")))
+        if len(inputs) > 1:
+            with pytest.raises(ValueError, match=rf"{case.op}: .* must be on the device of"):
+                case(*change(x.to("meta")))
 
 
 def test_unknown_and_missing_backends(case):
@@ -285,24 +284,3 @@ def test_report_names_every_operator_and_reason():
     for op in NAMES:
         assert f"{op} " in text
     assert "auto -> " in text
-
-
-@pytest.mark.parametrize("op", benchmark.operators("triton"))
-def test_kernels_compile_without_spills_and_within_budget(op):
-    """In a process of its own: a process that imported Triton for its interpreter cannot compile."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "linescan.kernels.compile_report", "--op", op]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no spill, within budget" in done.stdout
-
-
-def test_a_spill_and_a_missing_or_exceeded_budget_are_problems():
-    from linescan.kernels.compile_report import problems
-
-    found = {"a": {"sm_90": {"registers": 64, "stack": 0, "shared": 0}}}
-    assert problems(found, json.loads(json.dumps(found))) == []
-    assert "spills 8 bytes" in problems({"a": {"sm_90": found["a"]["sm_90"] | {"stack": 8}}}, found)[0]
-    assert "registers 65 > 64" in problems({"a": {"sm_90": found["a"]["sm_90"] | {"registers": 65}}}, found)[0]
-    assert "no budget" in problems(found, {})[0]
-    assert "not launched any more" in problems({}, found)[0]
