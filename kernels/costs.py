@@ -36,11 +36,53 @@ def selective_scan_backward(shapes: Shapes) -> int:
     return 2 * selective_scan(shapes)
 
 
+def ssd(shapes: Shapes) -> int:
+    """Shapes of x, dt, A, B, C, D?, z? -> 5 B T H P N for the states by the definition (decay, outer product, their sum, product
+    with C, its sum), B T H P for dt x, and 2 B T H P each for skip connection and gate. A chunked form does more, in matrix products."""
+    tokens, states = prod(shapes[0]), shapes[3][3]
+    extras = sum(s is not None for s in shapes[5:7])
+    return tokens * (5 * states + 1 + 2 * extras)
+
+
+def ssd_backward(shapes: Shapes) -> int:
+    """Shapes of x, dt, A, B, C, D?, z?, ... -> twice the forward, the usual ratio; nobody has published a count of the backward."""
+    return 2 * ssd(shapes)
+
+
+def bi_wkv6(shapes: Shapes) -> int:
+    """Shapes of r, k, v, w, u -> 10 B T H D^2, the recurrence as it is defined: k v^T (1), decay and sum of two states (4), the sum of
+    the three matrices with u (3), and its product with r (2)."""
+    return 10 * prod(shapes[0]) * shapes[0][3]
+
+
+def bi_wkv6_backward(shapes: Shapes) -> int:
+    """Shapes of r, k, v, w, u, gy -> twice the forward, the usual ratio; nobody has published a count of the backward."""
+    return 2 * bi_wkv6(shapes)
+
+
+def rearrangement(shapes: Shapes) -> int:
+    """Zero, for operators that move elements, and for additions and interpolations that networks count nowhere else: element-wise
+    operations outside a scan are no part of the published counts."""
+    return 0
+
+
 FORMULAS: dict[str, Callable[[Shapes], int]] = {
     "linescan::bi_wkv": bi_wkv,
     "linescan::bi_wkv_backward": bi_wkv_backward,
+    "linescan::bi_wkv6": bi_wkv6,
+    "linescan::bi_wkv6_backward": bi_wkv6_backward,
     "linescan::selective_scan": selective_scan,
     "linescan::selective_scan_backward": selective_scan_backward,
+    "linescan::ssd": ssd,
+    "linescan::ssd_backward": ssd_backward,
+    "linescan::cross_scan": rearrangement,
+    "linescan::cross_scan_backward": rearrangement,
+    "linescan::cross_merge": rearrangement,
+    "linescan::cross_merge_backward": rearrangement,
+    "linescan::q_shift": rearrangement,
+    "linescan::q_shift_backward": rearrangement,
+    "linescan::q_shift_mix": rearrangement,
+    "linescan::q_shift_mix_backward": rearrangement,
 }
 
 
