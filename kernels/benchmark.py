@@ -60,19 +60,6 @@ def default_providers(op: str, device: str) -> list[str]:
     return [*own, *([COMPILE] if device == "cuda" else []), ATTENTION]
 
 
-def _through_compile(op: str, function: Callable) -> Callable:
-    """`function` with the operator's chunked PyTorch replaced by torch.compile of it: the operator itself is opaque to the compiler."""
-    operator = OPERATORS[op]
-    module = operator.module("torch")
-    compiled = SimpleNamespace(forward=torch.compile(module.forward), backward=torch.compile(module.backward))
-
-    def call(*inputs):
-        with operator.replaced("torch", compiled):
-            return function(*inputs, backend="torch")
-
-    return call
-
-
 def provider(op: str, name: str) -> Callable:
     """The function of a provider, of the operator's tensors. Not for attention, whose inputs are others.
 
@@ -81,8 +68,11 @@ def provider(op: str, name: str) -> Callable:
     """
     cases = load_cases(op)
     function = partial(cases.OP, **cases.KWARGS)
-    if name == COMPILE:
-        return _through_compile(op, function)
+    if name == COMPILE:  # the operator itself is opaque to the compiler
+        module = OPERATORS[op].module("torch")
+        compiled = SimpleNamespace(forward=torch.compile(module.forward), backward=torch.compile(module.backward))
+        OPERATORS[op].add_backend(COMPILE, compiled)
+        return partial(function, backend=COMPILE)
     if ":" in name:
         module, attribute = name.split(":")
         return getattr(importlib.import_module(module), attribute)
@@ -209,6 +199,27 @@ def rows(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str, names
         yield {**row, "metric": "share_of_copy", **summary([x / copy_gb_per_s(device) for x in speeds])}
         if ATTENTION in times:
             yield {**row, "metric": "ratio_to_sdpa", **summary([a / b for a, b in zip(values, times[ATTENTION], strict=True)])}
+
+
+def overhead_rows(op: str, device: str, calls: int = 2000) -> Iterator[dict]:
+    """Rows of overhead_us: what one call costs in Python before and after the arithmetic, without and with a graph for the backward.
+
+    The operator is called with a backend that does nothing but allocate its outputs; p20 and p80 are over 20 series of calls.
+    """
+    cases, operator = load_cases(op), OPERATORS[op]
+    idle = SimpleNamespace(forward=operator.fake, backward=operator.module("torch").backward)
+    inputs = cases.make_inputs(cases.TRITON_SHAPES[0], torch.float32, device)
+    operator.add_backend("idle", idle)
+    function = partial(cases.OP, **cases.KWARGS, backend="idle")
+    for mode, graph in (("fwd", False), ("fwd with graph", True)):
+        tensors, series = [x.detach().requires_grad_(graph) for x in inputs], []
+        for _ in range(21):
+            start = time.perf_counter()
+            for _ in range(calls // 20):
+                function(*tensors)
+            series.append(1e6 * (time.perf_counter() - start) / (calls // 20))
+        row = {"op": op, "provider": "idle", "mode": mode, "shape": list(cases.TRITON_SHAPES[0]), "axes": cases.SHAPE_NAMES}
+        yield {**row, "dtype": "float32", "repeats": calls, "metric": "overhead_us", **summary(series[1:])}
 
 
 def _output_of(*command: str) -> str:

@@ -8,8 +8,7 @@ transforms an autograd.Function takes over; forward-mode AD and second derivativ
 
 import importlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -66,6 +65,7 @@ class Operator:
         self.own, self.peers = tuple(backends), tuple(peers or ())
         self.sources, self.backends = backends | (peers or {}), (*self.own, *self.peers, "reference")
         self._modules: dict[str, ModuleType] = {}
+        self._verdicts: dict[str, str | None] = {}  # what a probe found: None, or why the backend cannot run
         self._auto: dict[str, list[tuple[ModuleType, Callable | None]]] = {}
         self._define(statics)
         self.forward_op = getattr(torch.ops.linescan, name).default
@@ -112,14 +112,17 @@ class Operator:
         """Why a backend cannot run on a device in this process; None where it can. Imports, and for `c` builds, what it needs."""
         if reason := dispatch.wrong_device(backend, device_type):
             return reason
+        if backend not in self._verdicts:
+            with _lock:
+                self._verdicts[backend] = self._probe(backend)
+        return self._verdicts[backend]
+
+    def _probe(self, backend: str) -> str | None:
         try:
             module = self.module(backend)
         except RuntimeError as error:
             return str(error)
-        with _lock:
-            if not hasattr(module, "_probed"):
-                module._probed = getattr(module, "probe", lambda: None)()
-        return module._probed
+        return module.probe() if hasattr(module, "probe") else None
 
     def _peer(self, backend: str, args: Sequence) -> Callable:
         device_type = next(x.device.type for x in args if isinstance(x, Tensor))
@@ -131,16 +134,15 @@ class Operator:
         """The backends that "auto" may take on a device, best first."""
         return [b for b in dispatch.preference(device_type) if b in self.own and self.why_not(b, device_type) is None]
 
-    @contextmanager
-    def replaced(self, backend: str, module) -> Iterator[None]:
-        """Inside the block `module` stands in for the module of a backend."""
-        before = self.module(backend)
-        module._probed = None
-        self._modules[backend] = module
-        try:
-            yield
-        finally:
-            self._modules[backend] = before
+    def add_backend(self, name: str, module) -> None:
+        """Makes a further implementation callable by name, for this process; "auto" never takes it.
+
+        `module` has `forward` and `backward` as the modules of `backends` have them; adding a name again replaces it.
+        """
+        self._modules[name] = module
+        self._verdicts[name] = None
+        if name not in self.backends:
+            self.backends = (*self.backends, name)
 
     def arguments_of(self, call: Callable[[], object]) -> tuple:
         """The arguments, tensors then statics, with which `call` runs this operator; nothing is computed."""

@@ -63,7 +63,7 @@ def tokens(row: dict) -> int:
 def row_text(row: dict) -> str:
     shape = "x".join(map(str, row["shape"]))
     numbers = "  ".join(f"{row[key]:10.4g}" for key in ("median", "p20", "p80"))
-    return f"{shape:>18}  {row['mode']:6}  {row['provider']:10}  {row['metric']:14}  {numbers}"
+    return f"{shape:>18}  {row['mode']:14}  {row['provider']:10}  {row['metric']:14}  {numbers}"
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -103,7 +103,8 @@ def measure(args: argparse.Namespace, path: Path) -> list[dict]:
         print(f"{args.op} [{name}] agrees with the reference at {cases.CHECK_SHAPE}, gradients included")
     environment = benchmark.environment(args.device)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
-    found = []
+    found = [row | environment for row in benchmark.overhead_rows(args.op, args.device)]
+    print(*map(row_text, found), sep="\n")
     work = [(shape, mode) for shape in shapes for mode in args.mode]
     for shape, mode in (bar := tqdm(work, desc=args.op, unit="case")):
         bar.set_postfix_str(f"{'x'.join(map(str, shape))} {mode}")
