@@ -94,6 +94,8 @@ def selective_scan(
     _CHECK(u, delta, A, B, C, D, z, delta_bias)
     B, C = (x.unsqueeze(1) if x.dim() == 3 else x for x in (B, C))
     if not torch.jit.is_tracing():
+        if A.shape[1] == 0:
+            raise ValueError(f"selective_scan: A must have at least one state, got shape {tuple(A.shape)}")
         if B.shape[1] != C.shape[1]:
             raise ValueError(f"selective_scan: B and C must have the same number of groups, got {B.shape[1]} and {C.shape[1]}")
         if B.shape[1] == 0 or u.shape[1] % B.shape[1]:
