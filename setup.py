@@ -50,7 +50,7 @@ setup(
     python_requires=">=3.10",
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"linescan.kernels": ["*/README.md"]},
+    package_data={"linescan.kernels": ["*/README.md", "*.h", "*/*.h", "*/*.c"]},
     # Ranges only: a user's torch is never replaced. constraints.txt holds the set that is tested.
     install_requires=["torch>=2.6", "timm>=1.0.20", "numpy>=1.26", "pillow>=10.1", "tqdm>=4.60"],
     extras_require=EXTRAS,
