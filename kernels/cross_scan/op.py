@@ -104,7 +104,7 @@ def _size(ys: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
     image = ys.shape[3:] if ys.dim() == 5 else size
     if torch.jit.is_tracing():  # a tracer makes tensors of the sizes compared here, and warns
         return image
-    if image is None or len(image) != 2:
+    if not isinstance(image, (tuple, list)) or len(image) != 2:
         raise ValueError(f"cross_merge: size must be (H, W) where ys is (B, 4, D, L), got {size!r}")
     height, width = image
     if ys.dim() == 5:

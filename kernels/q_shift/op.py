@@ -117,7 +117,7 @@ def _grid(op: str, x: Tensor, size: tuple[int, int] | None, heads: int, extra_to
         return grid
     if heads < 1 or x.shape[-1] % heads:
         raise ValueError(f"{op}: heads must divide the {x.shape[-1]} channels of x, got {heads}")
-    if grid is None or len(grid) != 2:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise ValueError(f"{op}: size must be (H, W) where x is (B, T, C), got {size!r}")
     height, width = grid
     if x.dim() == 4:
@@ -128,4 +128,6 @@ def _grid(op: str, x: Tensor, size: tuple[int, int] | None, heads: int, extra_to
     elif min(height, width, extra_tokens) < 0 or height * width + extra_tokens != x.shape[1]:
         held = f"H * W + extra_tokens = {x.shape[1]}, the tokens of x"
         raise ValueError(f"{op}: size must be (H, W) with {held}, got {(height, width)} and {extra_tokens} extra tokens")
+    elif height * width == 0:
+        return 0, 1  # kernels divide by the width
     return height, width

@@ -18,7 +18,7 @@ def shift(x: Tensor, height: int, width: int, heads: int, extra_tokens: int, dir
     patches, c = height * width, x.shape[2] // heads
     target, source = (z[:, :patches].unflatten(1, sides).unflatten(3, (heads, c)) for z in (out, x))  # (B, H, W, heads, c)
     low = 0
-    for quarter, (rows, columns) in enumerate(STEPS, 1):
+    for quarter, (rows, columns) in enumerate(STEPS if patches else (), 1):
         high = quarter * c // 4
         axis, forwards = (2 if columns else 1), (rows + columns) * direction < 0
         to, of, moved = target[..., low:high], source[..., low:high], sides[0 if rows else 1] - 1
