@@ -316,7 +316,7 @@ def test_the_number_of_calls_grows_linearly():
         with Count() as count:
             torch_chunked.forward(*inputs, True)
         found.append(count.calls)
-    assert 6 < found[1] / found[0] < 8.3
+    assert found[1] / found[0] <= 8**1.05
     assert found[1] < 65536 / 4  # and far fewer than steps
 
 

@@ -150,9 +150,8 @@ class _Block:
         self.rates = self.A.double() / math.log(2)
         self.shape = (*self.dt.shape[2:5], *self.A.shape[1:])  # of one step
         self.E = x.new_empty(plan.steps, *self.shape)
-        per = max(1, SERIAL // math.prod(self.shape))  # steps in one call
-        self.groups = [slice(j, min(j + per, plan.steps)) for j in range(0, plan.steps, per)]
-        self.scratch = torch.empty_like(self.E[: min(per, plan.steps)])
+        self.together = max(1, SERIAL // math.prod(self.shape))  # steps in one call, where they do not depend on each other
+        self.scratch = torch.empty_like(self.E[: self.together])
         self.decays_of = -1  # the segment whose decays are in E
 
     def zero(self) -> Tensor:
@@ -163,20 +162,21 @@ class _Block:
         """E = exp(dt A), through exp2: on a CPU torch.exp calls a library that is slower and wakes its threads for the shortest tensors."""
         if self.decays_of != s:
             rates = self.rates.to(self.E.dtype)
-            for rows in self.groups:
-                torch.mul(self.dt[s, rows], rates, out=self.E[rows]).exp2_()
+            for dt, E in zip(self.dt[s].split(self.together), self.E.split(self.together), strict=True):
+                torch.mul(dt, rates, out=E).exp2_()
             self.decays_of = s
 
     def contract(self, a: Tensor, weight: Tensor, dim: int, out: Tensor, add: bool = False) -> None:
         """out (without `dim`) = or += sum over `dim` of a (step, chunk, b, g, N, k) times weight."""
-        for rows in self.groups:
-            scratch, w = self.scratch[: rows.stop - rows.start], weight[rows] if weight.dim() == a.dim() else weight
+        weights = weight.split(self.together) if weight.dim() == a.dim() else itertools.repeat(weight)
+        for part, w, target in zip(a.split(self.together), weights, out.split(self.together), strict=False):
+            scratch = self.scratch[: len(part)]
             if add:
-                out[rows] += torch.mul(a[rows], w, out=scratch).sum(dim)
-            elif a.shape[dim] == 1:
-                torch.mul(a[rows], w, out=out[rows].unsqueeze(dim))
+                target += torch.mul(part, w, out=scratch).sum(dim)
+            elif part.shape[dim] == 1:
+                torch.mul(part, w, out=target.unsqueeze(dim))
             else:
-                torch.sum(torch.mul(a[rows], w, out=scratch), dim, out=out[rows])
+                torch.sum(torch.mul(part, w, out=scratch), dim, out=target)
 
     def _join(self, s: int, total: Tensor, state: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
         """What enters every chunk, from what every chunk adds (chunk, b, g, N, k) and what enters the first; and what leaves the last."""
