@@ -56,6 +56,8 @@ def test_golden(golden_ops, name, backend):
     assert groups
     for case in groups:
         for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-5)):  # float32 rounds the stored keys, up to 120, as well
+            if backend == "c" and dtype == torch.float64:
+                continue  # it has no float64
             inputs = [case[n].to(dtype) for n in NAMES]
             results = testing.gradients(lambda *x: bi_wkv(*x, backend=backend), inputs, case["gy"])
             for key, actual in zip(("y", "gw", "gu", "gk", "gv"), results, strict=True):
