@@ -1,16 +1,11 @@
 """Selective scan: values and gradients against float64, hard inputs, and the bugs that users of other implementations met."""
 
-import importlib
-import sys
-import types
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from linescan.kernels import testing
 from linescan.kernels.registration import OPERATORS
-from linescan.kernels.selective_scan import cases, chunks, selective_scan, selective_scan_ref, torch_chunked
+from linescan.kernels.selective_scan import cases, selective_scan, selective_scan_ref
 
 NAMES = cases.INPUTS
 OPERATOR = OPERATORS["selective_scan"]
@@ -265,72 +260,6 @@ def test_b_and_c_without_groups_are_one_group(backend):
         assert torch.equal(a, b.view_as(a))
 
 
-# ------------------------------------------------------------------------------------------------------------------ how the work is cut
-
-
-@pytest.mark.parametrize("shape", [(3, 6, 53, 3, 3), (2, 5, 64, 2, 1), (1, 4, 90, 1, 4)])
-@pytest.mark.parametrize("serial", [True, False], ids=["serial", "parallel"])
-def test_cuts_do_not_change_the_result(monkeypatch, shape, serial):
-    inputs = cases.make_inputs(shape, torch.float64)
-    whole = everything(inputs)
-    plans = set()
-    monkeypatch.setattr(chunks, "SERIAL_THREADS", 10**6 if serial else 0)
-    for room in (2, 13, 60, 1 << 15):
-        for elements in (1, 1 << 23):
-            for name in ("SERIAL", "PARALLEL"):
-                monkeypatch.setattr(chunks, name, room)
-            monkeypatch.setattr(torch_chunked, "SERIAL", room)
-            monkeypatch.setattr(torch_chunked, "ELEMENTS", elements)
-            monkeypatch.setattr(chunks, "MAX_STEPS", 8 if room < 60 else 32)
-            batch, channels, length, states, groups = shape
-            plans.add(chunks.Plan.make(batch, length, groups, channels // groups, states, torch.device("cpu")))
-            for a, b in zip(everything(inputs), whole, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
-    assert len(plans) >= 4
-    assert {p.chunks == 1 for p in plans} == {p.segments == 1 for p in plans} == {True, False}
-
-
-@pytest.mark.parametrize("shape", [*cases.BENCHMARK_SHAPES, (1, 4, 1 << 20, 16, 1), (64, 96, 100, 16, 1), (1, 1, 5, 70000, 1)])
-@pytest.mark.parametrize("threads", [1, 64])
-def test_plan_covers_the_work_with_bounded_buffers(monkeypatch, shape, threads):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    batch, channels, length, states, groups = shape
-    plan = chunks.Plan.make(batch, length, groups, channels // groups, states, torch.device("cpu"))
-    assert length <= plan.padded < 1.3 * length + 8
-    row = plan.batch * plan.groups * plan.channels * plan.chunks * states
-    assert row <= max(states, chunks.SERIAL if threads == 1 else chunks.PARALLEL)
-    assert row * plan.steps <= max(chunks.BUFFER, row * chunks.MIN_STEPS)
-
-
-def test_the_number_of_calls_grows_linearly():
-    class Count(TorchDispatchMode):
-        calls = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.calls += 1
-            return func(*args, **(kwargs or {}))
-
-    found = []
-    for length in (8192, 65536):
-        inputs = [x[:, None] if n in "BC" else x for n, x in zip(NAMES, cases.make_inputs((1, 16, length, 8, 1)), strict=True)]
-        with Count() as count:
-            torch_chunked.forward(*inputs, True)
-        found.append(count.calls)
-    assert found[1] / found[0] <= 8**1.05
-    assert found[1] < 65536 / 4  # and far fewer than steps
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 61, 3, 2), (1, 4, 64, 2, 1), (1, 4, 1, 2, 1)])
-def test_every_element_is_written_and_runs_repeat_bitwise(monkeypatch, shape):
-    monkeypatch.setattr(chunks, "SERIAL", 50)  # many blocks, segments and padding
-    monkeypatch.setattr(chunks, "MAX_STEPS", 8)
-    with testing.poisoned_memory():
-        first, second = (everything(cases.make_inputs(shape)) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
-        assert a.isfinite().all()
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize("shape", [(0, 4, 5, 2, 2), (2, 4, 0, 2, 2), (0, 4, 0, 2, 1)])
 def test_empty(shape, backend):
     for dtype in (torch.float32, torch.bfloat16):
@@ -463,59 +392,6 @@ def test_constant_weights_as_the_message_says():
 
     for a, b in zip(run(selective_scan, backend="torch"), run(selective_scan_ref), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
-
-
-# ------------------------------------------------------------------------------------------------------------------------------ mamba-ssm
-
-
-@pytest.fixture
-def mamba_ssm(monkeypatch):
-    """A stand-in for the package with the signature and the demands of the real function; the adapter is imported over it."""
-
-    def selective_scan_fn(
-        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False, cu_seqlens=None
-    ):
-        assert {x.dtype for x in (A, D, delta_bias) if x is not None} == {torch.float32}
-        assert {x.dtype for x in (delta, B, C, z) if x is not None} == {u.dtype}
-        assert B.dim() == C.dim() == 4
-        return selective_scan_ref(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
-
-    module = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
-    module.selective_scan_fn, module.selective_scan_cuda = selective_scan_fn, object()
-    packages = {name: types.ModuleType(name) for name in ("mamba_ssm", "mamba_ssm.ops")}
-    packages["mamba_ssm.ops"].selective_scan_interface = module
-    for name, value in (*packages.items(), (module.__name__, module)):
-        monkeypatch.setitem(sys.modules, name, value)
-    name = "linescan.kernels.selective_scan.peer_mamba_ssm"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name), module
-    sys.modules.pop(name, None)
-
-
-def test_mamba_ssm_adapter(mamba_ssm):
-    adapter, module = mamba_ssm
-    assert adapter.probe() is None
-    inputs = cases.make_inputs((2, 6, 21, 3, 2), torch.bfloat16)
-    y, last = adapter.call(*(x.requires_grad_() for x in inputs), True)
-    expected, state = selective_scan_ref(*inputs, delta_softplus=True, return_last_state=True)
-    assert torch.equal(y, expected) and torch.equal(last, state)
-    assert y.requires_grad and not last.requires_grad  # the package has no gradient of the last state
-    assert [g.dtype for g in torch.autograd.grad(y.float().sum(), inputs)] == [x.dtype for x in inputs]
-    bare = adapter.call(*inputs[:5], None, None, None, False)[0]
-    assert torch.equal(bare, selective_scan_ref(*inputs[:5]))
-    with pytest.raises(NotImplementedError, match=r"mamba_ssm.*float64"):
-        adapter.call(*cases.make_inputs((2, 6, 21, 3, 2), torch.float64), True)
-    del module.selective_scan_cuda
-    assert "built without" in adapter.probe()
-
-
-def test_mamba_ssm_missing_or_on_a_cpu_is_named(monkeypatch):
-    inputs = cases.make_inputs((1, 4, 5, 2, 1))
-    with pytest.raises(RuntimeError, match="selective_scan: backend 'mamba_ssm' needs CUDA tensors, got cpu"):
-        selective_scan(*inputs, backend="mamba_ssm")
-    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    monkeypatch.delitem(OPERATOR._modules, "mamba_ssm", raising=False)
-    assert "needs the package 'mamba_ssm" in OPERATOR.why_not("mamba_ssm", "cuda")
 
 
 def test_bytes_moved():
