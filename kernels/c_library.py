@@ -61,11 +61,10 @@ def pack(*values: int) -> ctypes.Array:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def rows(x: torch.Tensor) -> tuple[int, int, int, int]:
-    """(B, T, C) tensor, contiguous in C, as a kernel takes it: address, strides of B and T in bytes, type."""
-    batch, row, _ = x.stride()
+def entry(x: torch.Tensor) -> tuple[int, ...]:
+    """A tensor as a kernel takes it: address, strides in bytes, type."""
     size = x.element_size()
-    return x.data_ptr(), batch * size, row * size, TYPES[x.dtype]
+    return x.data_ptr(), *(n * size for n in x.stride()), TYPES[x.dtype]
 
 
 def call(function, table: ctypes.Array) -> None:

@@ -93,6 +93,64 @@ static inline vd v_exp_double(vd x) {
     return q * (vd)(((vl)shifted - (vl)v_set_double(shift) + 1023) << 52);
 }
 
+/* 2^x for x <= 127, 2^-126 below that: what the decay of a long scan costs most. A NaN must have the bits that arithmetic gives it, or the
+ * sum of integers could make a number of it. */
+static inline vf v_exp2_decay(vf x) {
+    x = v_select(x < -126.0f, v_set(-126.0f), x);
+    vf shifted = x + ROUND_FLOAT, r = x - (shifted - ROUND_FLOAT);
+    vf q = 1.535336188e-4f * r + 1.339887440e-3f;
+    q = q * r + 9.618437357e-3f;
+    q = q * r + 5.550332471e-2f;
+    q = q * r + 2.402264791e-1f;
+    q = q * r + 6.931472028e-1f;
+    q = q * r + 1.0f;
+    return (vf)((vi)q + ((vi)shifted << 23));
+}
+
+static inline vf v_sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
+
+/* log(1 + exp(x)); log(1 + e) = 2 atanh(e / (2 + e)) for e = exp(-|x|), so that tiny results keep their digits. */
+static inline vf v_softplus(vf x) {
+    vf size = v_select(x < 0.0f, -x, x), e = v_exp(-size), s = e / (2.0f + e), q = s * s;
+    vf sum = q * (1.0f / 15) + 1.0f / 13;
+    sum = sum * q + 1.0f / 11;
+    sum = sum * q + 1.0f / 9;
+    sum = sum * q + 1.0f / 7;
+    sum = sum * q + 1.0f / 5;
+    sum = sum * q + 1.0f / 3;
+    sum = (sum * q) * s + s;
+    return v_select(x > 0.0f, x, v_set(0.0f)) + 2.0f * sum;
+}
+
+#if LANES == 16
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif LANES == 8
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define EVEN_LANES 0, 2, 4, 6
+#define ODD_LANES 1, 3, 5, 7
+#endif
+
+/* Sums of neighbouring lanes, those of a first. */
+static inline vf v_add_pairs(vf a, vf b) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, EVEN_LANES) + __builtin_shufflevector(a, b, ODD_LANES);
+#else
+    return __builtin_shuffle(a, b, (vi){EVEN_LANES}) + __builtin_shuffle(a, b, (vi){ODD_LANES});
+#endif
+}
+
+/* Lane i of the result is the sum over the lanes of x[i], of LANES vectors. */
+static inline vf v_sum_lanes(const vf *x) {
+    vf sums[LANES / 2];
+    for (int i = 0; i < LANES / 2; i++) sums[i] = v_add_pairs(x[2 * i], x[2 * i + 1]);
+    for (int n = LANES / 4; n; n /= 2)
+        for (int i = 0; i < n; i++) sums[i] = v_add_pairs(sums[2 * i], sums[2 * i + 1]);
+    return sums[0];
+}
+
 /* Half types <-> float32. To half: round to nearest, ties to even, as PyTorch does. */
 static inline vf v_from_bfloat16(vh x) { return (vf)(__builtin_convertvector(x, vu) << 16); }
 

@@ -392,7 +392,7 @@ static int64_t prepare(const float *w, const float *u, const Problem *p, float *
     return found;
 }
 
-static Rows rows_at(const int64_t *a) { return (Rows){(char *)a[0], a[1], a[2], (int)a[3]}; }
+static Rows rows_at(const int64_t *a) { return (Rows){(char *)a[0], a[1], a[2], (int)a[4]}; }
 
 static Rows fresh_rows_at(const int64_t *a, int64_t batches) {
     ask_for_huge_pages((void *)a[0], batches * a[1]);
@@ -433,7 +433,7 @@ static int run(Problem *p, const float *w, const float *u, float *gw, float *gu,
 }
 
 /* The only entry. `a` is a table: B, T, C, threads, backward; addresses of w and u (float32) and, backward, of gw and gu (float32); then
- * address, stride of batches and of tokens in bytes, and type of k, v, and of y or gy, gk, gv, r, ry. Returns 1 where memory is short. */
+ * address, strides of B, T and C in bytes, and type of k, v, and of y or gy, gk, gv, r, ry. Returns 1 where memory is short. */
 int linescan_bi_wkv(const int64_t *a) {
     int backward = (int)a[4];
     Problem p = {.batches = a[0], .tokens = a[1], .channels = a[2], .fields = backward ? FIELDS : GRAD_LEFT_DEN};
@@ -441,15 +441,15 @@ int linescan_bi_wkv(const int64_t *a) {
     p.panels = (p.channels + WIDTH - 1) / WIDTH;
     p.width = p.panels * WIDTH;
     p.k = rows_at(a + 9);
-    p.v = rows_at(a + 13);
+    p.v = rows_at(a + 14);
     if (backward) {
-        p.gy = rows_at(a + 17);
-        p.gk = fresh_rows_at(a + 21, p.batches);
-        p.gv = fresh_rows_at(a + 25, p.batches);
-        p.r = fresh_rows_at(a + 29, p.batches);
-        p.ry = fresh_rows_at(a + 33, p.batches);
+        p.gy = rows_at(a + 19);
+        p.gk = fresh_rows_at(a + 24, p.batches);
+        p.gv = fresh_rows_at(a + 29, p.batches);
+        p.r = fresh_rows_at(a + 34, p.batches);
+        p.ry = fresh_rows_at(a + 39, p.batches);
     } else {
-        p.y = fresh_rows_at(a + 17, p.batches);
+        p.y = fresh_rows_at(a + 19, p.batches);
     }
     return run(&p, (const float *)a[5], (const float *)a[6], (float *)a[7], (float *)a[8], backward, (int)a[3]);
 }

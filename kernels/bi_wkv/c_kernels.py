@@ -28,7 +28,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     y = torch.empty_like(k, memory_format=torch.contiguous_format)
     if y.numel():
         w, u, k, v = w.float().contiguous(), u.float().contiguous(), _readable(k), _readable(v)
-        tables = (c_library.rows(x) for x in (k, v, y))
+        tables = (c_library.entry(x) for x in (k, v, y))
         _run(k, 0, w, u, 0, 0, tables)
     return y
 
@@ -41,7 +41,7 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
         # r = gy / den and r y of every token wait between two sweeps where the results will stand, if those are float32
         r, ry = (g if g.dtype == torch.float32 else torch.empty_like(g, dtype=torch.float32) for g in (gk, gv))
         values = [_readable(x) for x in (k, v, gy)]
-        tables = (c_library.rows(x) for x in (*values, gk, gv, r, ry))
+        tables = (c_library.entry(x) for x in (*values, gk, gv, r, ry))
         parameters = [x.float().contiguous() for x in (w, u)]
         _run(k, 1, *parameters, gw.data_ptr(), gu.data_ptr(), tables)
     return gw.to(w.dtype), gu.to(u.dtype), gk, gv.to(v.dtype)
