@@ -198,12 +198,14 @@ class Operator:
 
     def _forward(self, *args):
         n = len(self.tensors)
-        return self._select(args[-1], args[:n], args[n:-1]).forward(*args[:-1])
+        forward = self._select(args[-1], args[:n], args[n:-1]).forward
+        return _without_autocast(forward, args[0].device.type, args[:-1])
 
     def _backward(self, *args):
         n = len(self.tensors)
         tensors = args[:n]
-        grads = self._select(args[-1], tensors, args[n + self.outputs : -1]).backward(*args[:-1])
+        backward = self._select(args[-1], tensors, args[n + self.outputs : -1]).backward
+        grads = _without_autocast(backward, args[0].device.type, args[:-1])
         return [g for g, x in zip(grads, tensors, strict=True) if x is not None]
 
     # Autograd kernels of our own: those that torch.library.register_autograd generates cost twice as much per call.
@@ -262,6 +264,14 @@ class Operator:
         return kind(x.unflatten(d, (n, -1)) for x, d in zip(out, dims, strict=True)), kind(
             d % x.dim() for x, d in zip(out, dims, strict=True)
         )
+
+
+def _without_autocast(function: Callable, device_type: str, args: Sequence):
+    """The arithmetic of a backend is in the precision that it chose: autocast would cast the matrix products inside it."""
+    if not torch.is_autocast_enabled(device_type):
+        return function(*args)
+    with torch.autocast(device_type, enabled=False):
+        return function(*args)
 
 
 def _fold(n: int, x: Tensor | None, dim: int | None, into: int) -> Tensor | None:

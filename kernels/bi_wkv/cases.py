@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .op import BACKENDS, bi_wkv
+from . import op
 from .reference import bi_wkv_ref
 
-OP, REFERENCE = bi_wkv, bi_wkv_ref
+OP, REFERENCE, BACKENDS = op.bi_wkv, bi_wkv_ref, op.BACKENDS
 INPUTS = ("w", "u", "k", "v")
 KWARGS: dict[str, object] = {}
 SHAPE_NAMES = "B T C"
