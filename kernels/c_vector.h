@@ -93,21 +93,23 @@ static inline vd v_exp_double(vd x) {
     return q * (vd)(((vl)shifted - (vl)v_set_double(shift) + 1023) << 52);
 }
 
-/* 2^x for x <= 127, 2^-126 below that: what the decay of a long scan costs most. A NaN must have the bits that arithmetic gives it, or the
- * sum of integers could make a number of it. */
-static inline vf v_exp2_decay(vf x) {
-    x = v_select(x < -126.0f, v_set(-126.0f), x);
+/* 2^x for x <= 127; 0 below -126.5, where the result would be subnormal. The decays of a scan cost more than all its other arithmetic. */
+static inline vf v_exp2_flush(vf x) {
+    x = v_select(x < -127.0f, v_set(-127.0f), x); /* 2^-127 has the bits of 0 */
     vf shifted = x + ROUND_FLOAT, r = x - (shifted - ROUND_FLOAT);
-    vf q = 1.535336188e-4f * r + 1.339887440e-3f;
-    q = q * r + 9.618437357e-3f;
-    q = q * r + 5.550332471e-2f;
-    q = q * r + 2.402264791e-1f;
-    q = q * r + 6.931472028e-1f;
+    vf q = 1.535334420e-4f * r + 1.339887480e-3f;
+    q = q * r + 9.618437430e-3f;
+    q = q * r + 5.550332470e-2f;
+    q = q * r + 2.402264790e-1f;
+    q = q * r + 6.931472030e-1f;
     q = q * r + 1.0f;
-    return (vf)((vi)q + ((vi)shifted << 23));
+    return q * (vf)(((vi)shifted + 127) << 23); /* the other bits of ROUND_FLOAT are shifted out */
 }
 
-static inline vf v_sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
+static inline vf v_sigmoid(vf x) {
+    vf e = v_exp(v_select(x < 0.0f, x, -x));
+    return v_select(x < 0.0f, e, v_set(1.0f)) / (1.0f + e);
+}
 
 /* log(1 + exp(x)); log(1 + e) = 2 atanh(e / (2 + e)) for e = exp(-|x|), so that tiny results keep their digits. */
 static inline vf v_softplus(vf x) {

@@ -12,9 +12,11 @@ import torch
 from linescan.kernels import c_library, dispatch, testing
 from linescan.kernels.bi_wkv import bi_wkv, bi_wkv_ref, c_kernels, cases
 from linescan.kernels.registration import OPERATORS
+from linescan.kernels.selective_scan import c_kernels as scan_kernels
+from linescan.kernels.selective_scan import cases as scan_cases
+from linescan.kernels.selective_scan import selective_scan, selective_scan_ref
 
 NAMES = cases.INPUTS
-OPS = ("bi_wkv",)
 FLOAT_TYPES = [torch.float32, torch.bfloat16, torch.float16]
 DECAYS = {  # per token; the names say which channels the chunks take, and which go token by token
     "chunks": lambda c, t: torch.linspace(-5, 3, c) / t,
@@ -204,6 +206,115 @@ def test_half_types_are_read_and_rounded_as_pytorch_does(dtype):
     zero = torch.zeros(wide.numel())
     y = bi_wkv(zero, zero, zero.view(1, 1, -1).to(dtype), wide.view(1, 1, -1), backend="c").flatten()
     assert torch.equal(y, wide.to(dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ selective scan
+
+
+def scan(*inputs, softplus=True):
+    return selective_scan(*inputs, delta_softplus=softplus, backend="c")
+
+
+def scan_reference(*inputs, softplus=True):
+    return selective_scan_ref(*inputs, delta_softplus=softplus)
+
+
+SCAN_SHAPES = [*scan_cases.TEST_SHAPES, (1, 40, 70, 16, 2), (2, 16, 33, 16, 1), (1, 70, 65, 20, 2), (1, 300, 34, 3, 1)]
+
+
+@pytest.mark.parametrize("shape", SCAN_SHAPES)
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_selective_scan_matches_reference(shape, dtype):
+    testing.assert_matches_reference(scan, scan_reference, scan_cases.make_inputs(shape, dtype), scan_cases.INPUTS)
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("sign", [1, -1], ids=["decaying", "growing"])
+def test_selective_scan_without_optional_arguments_and_with_its_last_state(softplus, sign):
+    """Growing states and negative steps are served by another exponential than decaying ones."""
+    u, delta, A, B, C, *_ = scan_cases.make_inputs((2, 20, 40, 5, 2))
+    inputs = (u, 0.3 * delta, sign * 0.1 * A, B, C)
+
+    def both(op, **options):
+        def joined(*x):
+            y, last = op(*x, delta_softplus=softplus, return_last_state=True, **options)
+            return torch.cat((y.flatten(), last.flatten().to(y.dtype)))
+
+        return joined
+
+    testing.assert_matches_reference(both(selective_scan, backend="c"), both(selective_scan_ref), inputs, scan_cases.INPUTS[:5])
+
+
+@pytest.mark.parametrize("delta", [-90.0, -20.0, 19.99, 20.01, 80.0])
+def test_selective_scan_steps_at_the_edges_of_softplus(delta):
+    inputs = list(scan_cases.make_inputs((1, 18, 20, 4, 1)))
+    inputs[1] = torch.full_like(inputs[1], delta)
+    inputs[7] = torch.zeros(18)
+    testing.assert_matches_reference(scan, scan_reference, inputs, scan_cases.INPUTS)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2, 5, 6, 7])
+def test_selective_scan_nan_stays_in_its_channel(where):
+    clean = scan_cases.make_inputs((2, 20, 40, 3, 1))
+    dirty = [x.clone() for x in clean]
+    dirty[where][(0, 2, 7) if clean[where].dim() == 3 else (2,)] = torch.nan
+    keep = [i for i in range(20) if i != 2]
+    assert torch.equal(scan(*dirty)[:, keep], scan(*clean)[:, keep])
+    assert scan(*dirty)[0, 2].isnan().any()
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 45, 5, 2), (1, 300, 64, 16, 1), (1, 1, 1, 1, 1)])
+def test_selective_scan_every_element_is_written_and_any_number_of_threads_gives_the_same_bits(monkeypatch, shape):
+    monkeypatch.setattr(scan_kernels, "SMALL", 0)
+    inputs, grad_output = scan_cases.make_inputs(shape), torch.randn(shape[:3])
+    with testing.poisoned_memory():
+        first = testing.gradients(scan, inputs, grad_output)
+        monkeypatch.setattr(c_library, "threads", lambda: 3)
+        second = testing.gradients(scan, inputs, grad_output)
+    for a, b in zip(first, second, strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_selective_scan_any_layout(dtype):
+    """Channels contiguous, steps contiguous behind strides, neither, and an expanded gradient: the same numbers."""
+    inputs = scan_cases.make_inputs((2, 20, 45, 4, 2), dtype)
+    expected = testing.gradients(scan, inputs, torch.ones(2, 20, 45))
+    u, delta, A, B, C, D, z, bias = inputs
+    wide = torch.stack((z, z), -1)[..., 0]
+    by_channel = u.transpose(1, 2).contiguous().transpose(1, 2)
+    weights = B.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)
+    leaves = [x.detach().requires_grad_() for x in (by_channel, testing.strided(delta), A.t().contiguous().t(), weights, C, D, wide, bias)]
+    out = scan(*leaves)
+    out.sum().backward()
+    for actual, e in zip((out, *(x.grad for x in leaves)), expected, strict=True):
+        assert torch.equal(actual, e)
+
+
+def test_selective_scan_of_65536_steps():
+    """The same recurrence in float64, which has a float64 golden run elsewhere; gradients by the PyTorch backend in float64."""
+    inputs = scan_cases.make_inputs((1, 3, 65536, 2, 1))
+    grad_output = torch.randn(1, 3, 65536)
+    exact = testing.gradients(lambda *x: selective_scan(*x, delta_softplus=True, backend="torch"), inputs, grad_output, torch.float64)
+    for name, a, e in zip(("y", *scan_cases.INPUTS), testing.gradients(scan, inputs, grad_output), exact, strict=True):
+        testing.assert_close(a, e, 1e-5, name)
+
+
+def test_selective_scan_empty_and_float64():
+    for shape in ((0, 4, 5, 2, 1), (2, 4, 0, 2, 1)):
+        inputs = scan_cases.make_inputs(shape)
+        out = testing.gradients(scan, inputs, torch.zeros(shape[:3]))
+        assert [x.shape for x in out[1:]] == [x.shape for x in inputs]
+        assert all((x == 0).all() for x in out)
+    with pytest.raises(NotImplementedError, match="backend 'c' computes in float32"):
+        scan(*scan_cases.make_inputs((1, 2, 3, 2, 1), torch.float64))
+
+
+def test_a_wrong_selective_scan_is_not_taken(monkeypatch):
+    right = scan_kernels._run
+    monkeypatch.setattr(scan_kernels, "_run", lambda back, softplus, *rest: right(back, False, *rest))
+    assert "wrong y" in scan_kernels.probe()
 
 
 # --------------------------------------------------------------------------------------------------------------------- building the library

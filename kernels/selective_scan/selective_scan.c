@@ -149,7 +149,7 @@ static vf step_size(const Block *b, vf delta) {
     return b->p->softplus ? v_select(delta > 20.0f, delta, v_softplus(delta)) : delta;
 }
 
-static vf decay_of(vf step, vf A, vf A2, int any_sign) { return any_sign ? v_exp(step * A) : v_exp2_decay(step * A2); }
+static vf decay_of(vf step, vf A, vf A2, int any_sign) { return any_sign ? v_exp(step * A) : v_exp2_flush(step * A2); }
 
 /* One step of all states; returns C . h. */
 static inline __attribute__((always_inline)) vf advance(const Block *b, vf *h, vf step, vf x, const float *B, const float *C, int64_t states, int any_sign) {
@@ -204,10 +204,9 @@ static Block block_at(const Problem *p, int64_t batch, int64_t group, int64_t i,
     b.A2 = parameters + p->states;
     b.any_sign = !p->softplus;
     for (int64_t n = 0; n < p->states; n++) {
-        vf A = load_parameter(p->A + n, &b, p->states);
-        b.A[n] = v_select(A == A, A, v_set(__builtin_nanf("")));
+        b.A[n] = load_parameter(p->A + n, &b, p->states);
         b.A2[n] = b.A[n] * 1.44269504088896341f;
-        for (int i = 0; i < LANES; i++) b.any_sign |= A[i] > 0.0f;
+        for (int i = 0; i < LANES; i++) b.any_sign |= b.A[n][i] > 0.0f;
     }
     return b;
 }
