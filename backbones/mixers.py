@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.bi_wkv import bi_wkv
+from ..kernels.q_shift import q_shift_mix
 from .names import choose, unknown
-from .scans import q_shift
 
 NORM_EPS = 1e-6
 
@@ -66,11 +66,6 @@ class LayerContext:
     def fall(self) -> float:
         """1 for the first layer, 1 / depth for the last."""
         return 1 - self.index / self.depth
-
-
-def _mix(x: Tensor, shifted: Tensor, share: Tensor) -> Tensor:
-    """share * x + (1 - share) * shifted."""
-    return shifted + share * (x - shifted)
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -112,10 +107,8 @@ class RWKVSpatialMix(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        shifted = q_shift(x, grid)
-        k = self.key(_mix(x, shifted, self.mix_k))
-        v = self.value(_mix(x, shifted, self.mix_v))
-        r = self.receptance(_mix(x, shifted, self.mix_r))
+        x_k, x_v, x_r = q_shift_mix(x, torch.stack((self.mix_k, self.mix_v, self.mix_r)), grid).unbind(0)
+        k, v, r = self.key(x_k), self.value(x_v), self.receptance(x_r)
         tokens = x.shape[1]
         # decay / T is small: divide in at least float32, whatever the parameters' dtype.
         exact = torch.promote_types(self.decay.dtype, torch.float32)
@@ -140,9 +133,9 @@ class RWKVChannelMix(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        shifted = q_shift(x, grid)
-        hidden = _relu_squared(self.key(_mix(x, shifted, self.mix_k)))
-        return torch.sigmoid(self.receptance(_mix(x, shifted, self.mix_r))) * self.value(hidden)
+        x_k, x_r = q_shift_mix(x, torch.stack((self.mix_k, self.mix_r)), grid).unbind(0)
+        hidden = _relu_squared(self.key(x_k))
+        return torch.sigmoid(self.receptance(x_r)) * self.value(hidden)
 
 
 class PointwiseSpatialMix(nn.Module):

@@ -110,6 +110,6 @@ def _size(ys: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
     if ys.dim() == 5:
         if size is not None and tuple(size) != (height, width):
             raise ValueError(f"cross_merge: size must be that of ys, {(height, width)}, or None, got {size!r}")
-    elif min(height, width) < 0 or height * width != ys.shape[3]:
+    elif height < 0 or width < 0 or height * width != ys.shape[3]:
         raise ValueError(f"cross_merge: size must be (H, W) with H * W = {ys.shape[3]}, the tokens of ys, got {(height, width)}")
     return height, width

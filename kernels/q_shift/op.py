@@ -125,7 +125,7 @@ def _grid(op: str, x: Tensor, size: tuple[int, int] | None, heads: int, extra_to
             raise ValueError(f"{op}: extra_tokens must be 0 where x is (B, H, W, C), got {extra_tokens}")
         if size is not None and tuple(size) != (height, width):
             raise ValueError(f"{op}: size must be that of x, {(height, width)}, or None, got {size!r}")
-    elif min(height, width, extra_tokens) < 0 or height * width + extra_tokens != x.shape[1]:
+    elif height < 0 or width < 0 or extra_tokens < 0 or height * width + extra_tokens != x.shape[1]:
         held = f"H * W + extra_tokens = {x.shape[1]}, the tokens of x"
         raise ValueError(f"{op}: size must be (H, W) with {held}, got {(height, width)} and {extra_tokens} extra tokens")
     elif height * width == 0:

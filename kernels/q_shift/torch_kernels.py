@@ -16,7 +16,9 @@ def shift(x: Tensor, height: int, width: int, heads: int, extra_tokens: int, dir
         return out
     sides = height, width
     patches, c = height * width, x.shape[2] // heads
-    target, source = (z[:, :patches].unflatten(1, sides).unflatten(3, (heads, c)) for z in (out, x))  # (B, H, W, heads, c)
+    target, source = (z[:, :patches].unflatten(1, sides) for z in (out, x))
+    if heads > 1:
+        target, source = (z.unflatten(3, (heads, c)) for z in (target, source))
     low = 0
     for quarter, (rows, columns) in enumerate(STEPS if patches else (), 1):
         high = quarter * c // 4
