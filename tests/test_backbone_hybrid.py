@@ -7,7 +7,8 @@ from torch import nn
 from linescan.backbones import MIXERS, HybridBackbone, MixerSpec, register_mixer
 from linescan.backbones.hybrid import ARCHS
 from linescan.backbones.mixers import Attention, LayerContext, RWKVChannelMix, RWKVSpatialMix
-from linescan.backbones.scans import q_shift, resize_pos_embed
+from linescan.backbones.scans import resize_pos_embed
+from linescan.kernels.q_shift import q_shift
 
 LAYERS = (2, 5, 8, 11)
 VARIANTS = {
