@@ -1,0 +1,190 @@
+"""The Triton kernels of SSD's forward pass, which the backward pass runs again, and the pieces that all kernels share.
+
+Formulas and symbols are those of `torch_chunked`. A program works on one chunk of L tokens and one head, in tiles of BP of its P channels
+and BN of its N states. What depends on the step sizes alone is computed once, by `ssd_kernel_states`, and kept in `steps`: Lam as a high
+and a low float32 part, in powers of two, and dt, each (B, H, n L).
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1440.0)  # smallest l, in powers of two: below the smallest float32, and finite
+
+
+@triton.jit
+def place(count, heads):
+    """Batch element, chunk and head of a program; the head runs fastest, so that programs of a group share B and C in the cache."""
+    pid = tl.program_id(0)
+    return (pid // heads // count).to(tl.int64), (pid // heads % count).to(tl.int64), (pid % heads).to(tl.int64)
+
+
+@triton.jit
+def tile(pointer, stride, rows, cols, row_ok, col_ok):
+    return tl.load(pointer + rows[:, None] * stride + cols[None, :], mask=row_ok[:, None] & col_ok[None, :], other=0.0)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x) and x itself above 20; log1p(u) = 2 atanh(u / (2 + u)), whose series keeps small results exact (9 terms, u <= 1)."""
+    u = tl.exp2(-tl.abs(x) * LOG2E)
+    s = u / (2.0 + u)
+    q = s * s
+    series = 1 / 13 + q * (1 / 15 + q * (1 / 17))
+    series = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * series))))
+    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + 2.0 * s * (1.0 + q * series))
+
+
+@triton.jit
+def before_softplus(dt_ptr, bias_ptr, stride, rows, row_ok, head, HAS_BIAS: tl.constexpr):
+    raw = tl.load(dt_ptr + rows * stride, mask=row_ok, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(bias_ptr + head).to(tl.float32)
+    return raw
+
+
+@triton.jit
+def load_steps(steps_ptr, plane, rows):
+    """High and low part of Lam, and dt."""
+    return tl.load(steps_ptr + rows), tl.load(steps_ptr + plane + rows), tl.load(steps_ptr + 2 * plane + rows)
+
+
+@triton.jit
+def fading(steps_ptr, plane, high, low, L: tl.constexpr):
+    """exp(Lam_L - Lam_s)."""
+    return tl.exp2((tl.load(steps_ptr + L - 1) - high) + (tl.load(steps_ptr + plane + L - 1) - low))
+
+
+@triton.jit
+def decay_weights(high, low, rows):
+    """w_ts for s <= t, else 0; masked before exp2, so that nothing overflows there."""
+    log = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    return tl.exp2(tl.where(rows[:, None] >= rows[None, :], log, float("-inf")))
+
+
+@triton.jit
+def dot(a, b, ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """a @ b in float32, of factors rounded to ROUND and multiplied as DOT (not the same only in the interpreter, without bfloat16 dot)."""
+    return tl.dot(a.to(ROUND).to(DOT), b.to(ROUND).to(DOT), input_precision=PRECISION)
+
+
+@triton.jit
+def ssd_kernel_states(
+    x_ptr, dt_ptr, bias_ptr, A_ptr, B_ptr, state_ptr, decay_ptr, steps_ptr, plane, length, count, heads, per_group, size, states,
+    x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g,
+    ADJOINT: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, L: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sum_s exp(Lam_L - Lam_s) dt_s x_s B_s^T into slot c + 1 (and `steps`, and exp(Lam_L)); ADJOINT: sum_t exp(Lam_t) x_t B_t^T into c."""
+    b, c, h = place(count, heads)
+    rows, p, n = tl.arange(0, L), tl.program_id(1) * BP + tl.arange(0, BP), tl.program_id(2) * BN + tl.arange(0, BN)
+    row_ok, p_ok, n_ok = rows < length - c * L, p < size, n < states
+    head = b * heads + h
+    steps_ptr += (head * count + c) * L
+    if ADJOINT:
+        weight = tl.exp2(tl.load(steps_ptr + rows))
+    else:
+        dt = before_softplus(dt_ptr + b * dt_b + c * L * dt_t + h * dt_h, bias_ptr, dt_t, rows, row_ok, h, HAS_BIAS)
+        if SOFTPLUS:
+            dt = softplus(dt)
+        dt = tl.where(row_ok, dt, 0.0)  # a token behind the last one changes no state
+        log = dt.to(tl.float64) * (tl.load(A_ptr + h).to(tl.float64) * LOG2E)
+        log = tl.where(log < LOWEST, LOWEST, log)
+        sums, total = tl.cumsum(log, 0), tl.sum(log, 0)
+        weight = tl.exp2((total - sums).to(tl.float32)) * dt
+        if tl.program_id(1) + tl.program_id(2) == 0:
+            high = sums.to(tl.float32)
+            tl.store(steps_ptr + rows, high)
+            tl.store(steps_ptr + plane + rows, (sums - high.to(tl.float64)).to(tl.float32))
+            tl.store(steps_ptr + 2 * plane + rows, dt)
+            tl.store(decay_ptr + head * count + c, tl.exp2(total.to(tl.float32)))
+    x = tile(x_ptr + b * x_b + c * L * x_t + h * x_h, x_t, rows, p, row_ok, p_ok).to(tl.float32) * weight[:, None]
+    B = tile(B_ptr + b * B_b + c * L * B_t + h // per_group * B_g, B_t, rows, n, row_ok, n_ok)
+    state = dot(tl.trans(x), B, ROUND, DOT, PRECISION)
+    slot = (head * (count + 1) + c + (0 if ADJOINT else 1)) * size * states
+    tl.store(state_ptr + slot + p[:, None] * states + n[None, :], state, mask=p_ok[:, None] & n_ok[None, :])
+
+
+@triton.jit
+def ssd_kernel_scan(
+    state_ptr, decay_ptr, edge_ptr, count, numel, HAS_EDGE: tl.constexpr, BACKWARDS: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """In place S_{c+1} += exp(Lam_L) S_c over the slots of one head, or from the right; R rows are on their way at a time."""
+    head = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = at < numel
+    slots, decays = head * (count + 1), decay_ptr + head * count  # slot c is the state before chunk c, or its gradient
+    state = tl.zeros((BLOCK,), tl.float32)
+    if HAS_EDGE:
+        state = tl.load(edge_ptr + head * numel + at, mask=ok, other=0.0).to(tl.float32)
+    tl.store(state_ptr + (slots + (count if BACKWARDS else 0)) * numel + at, state, mask=ok)
+    first = 0
+    while first < count:
+        own, factors = (), ()
+        for j in tl.static_range(R):
+            chunk = count - 1 - first - j if BACKWARDS else first + j
+            inside = first + j < count
+            slot = state_ptr + (slots + (chunk if BACKWARDS else chunk + 1)) * numel
+            own = own + (tl.load(slot + at, mask=ok & inside, other=0.0),)
+            factors = factors + (tl.load(decays + chunk, mask=inside, other=0.0),)
+        for j in tl.static_range(R):
+            chunk = count - 1 - first - j if BACKWARDS else first + j
+            state = factors[j] * state + own[j]
+            slot = state_ptr + (slots + (chunk if BACKWARDS else chunk + 1)) * numel
+            tl.store(slot + at, state, mask=ok & (first + j < count))
+        first += R
+
+
+@triton.jit
+def ssd_kernel_out(
+    x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, g_ptr, state_ptr, steps_ptr, plane, y_ptr, gz_ptr, length, count, heads, per_group, size, states,
+    x_b, x_t, x_h, B_b, B_t, B_g, C_b, C_t, C_g, D_h, D_p, z_b, z_t, z_h, g_b, g_t, g_h,
+    HAS_D: tl.constexpr, GATE: tl.constexpr, L: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y of one chunk and head. GATE 0: none; 1: times silu(z); 2: the gradients through the gate, of y into `y` and of z into `gz`."""
+    b, c, h = place(count, heads)
+    rows = tl.arange(0, L)
+    row_ok = rows < length - c * L
+    B_ptr += b * B_b + c * L * B_t + h // per_group * B_g
+    C_ptr += b * C_b + c * L * C_t + h // per_group * C_g
+    state_ptr += ((b * heads + h) * (count + 1) + c) * size * states
+    high, low, dt = load_steps(steps_ptr + ((b * heads + h) * count + c) * L, plane, rows)
+    weights = tl.zeros((L, L), tl.float32)
+    n_0 = 0
+    while n_0 < states:
+        n = n_0 + tl.arange(0, BN)
+        n_ok = n < states
+        C = tile(C_ptr, C_t, rows, n, row_ok, n_ok)
+        weights += dot(C, tl.trans(tile(B_ptr, B_t, rows, n, row_ok, n_ok)), ROUND, DOT, PRECISION)
+        n_0 += BN
+    weights *= decay_weights(high, low, rows) * dt[None, :]
+    p_0 = 0
+    while p_0 < size:
+        p = p_0 + tl.arange(0, BP)
+        p_ok = p < size
+        y = tl.zeros((L, BP), tl.float32)
+        n_0 = 0
+        while n_0 < states:
+            n = n_0 + tl.arange(0, BN)
+            n_ok = n < states
+            C = tile(C_ptr, C_t, rows, n, row_ok, n_ok)
+            y += dot(C, tl.trans(tile(state_ptr, states, p, n, p_ok, n_ok)), ROUND, DOT, PRECISION)
+            n_0 += BN
+        x = tile(x_ptr + b * x_b + c * L * x_t + h * x_h, x_t, rows, p, row_ok, p_ok)
+        y = y * tl.exp2(high)[:, None] + dot(weights, x, ROUND, DOT, PRECISION)
+        if HAS_D:
+            y += x.to(tl.float32) * tl.load(D_ptr + h * D_h + p * D_p, mask=p_ok, other=0.0).to(tl.float32)[None, :]
+        out = ((b * length + c * L) * heads + h) * size + rows[:, None] * (heads * size) + p[None, :]
+        ok = row_ok[:, None] & p_ok[None, :]
+        if GATE > 0:
+            z = tile(z_ptr + b * z_b + c * L * z_t + h * z_h, z_t, rows, p, row_ok, p_ok).to(tl.float32)
+            opening = 1.0 / (1.0 + tl.exp2(-z * LOG2E))
+            if GATE == 1:
+                y *= z * opening
+            else:
+                g = tile(g_ptr + b * g_b + c * L * g_t + h * g_h, g_t, rows, p, row_ok, p_ok).to(tl.float32)
+                tl.store(gz_ptr + out, g * y * opening * (1.0 + z * (1.0 - opening)), mask=ok)
+                y = g * z * opening
+        tl.store(y_ptr + out, y, mask=ok)
+        p_0 += BP
