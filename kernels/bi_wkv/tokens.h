@@ -90,7 +90,7 @@ static void tokens_forward(const Group *g) {
     }
 }
 
-/* Every sum is paired with its adjoint before it is rescaled, so that no factor exceeds 1. Returns the sums gw and gu of this batch element. */
+/* Every sum is paired with its adjoint before it is rescaled, so that no factor exceeds 1. Writes gw and gu of this batch element. */
 static void tokens_backward(const Group *g, double *gw, double *gu) {
     Running sum = empty(), grads = empty();
     vd sum_w = v_set_double(0.0), sum_u = sum_w;
@@ -153,7 +153,8 @@ static int tokens_group(Group *g, const float *w, const float *u, double *gw, do
 }
 
 /* Overwrites y, or gk, gv, gw and gu, of `count` channels. Returns 1 where memory is short. */
-static int tokens(const Problem *p, const float *w, const float *u, float *gw, float *gu, const int64_t *channels, int64_t count, int threads) {
+static int tokens(const Problem *p, const float *w, const float *u, float *gw, float *gu, const int64_t *channels, int64_t count,
+                  int threads) {
     int64_t groups = (count + LANES - 1) / LANES, size = groups * LANES;
     double *shares = gw ? allocate(2 * p->batches * size * sizeof(double)) : NULL;
     int failed = gw && !shares;

@@ -1,6 +1,6 @@
 /* The backward of selective_scan.c, which includes this file. With the state's gradient H_t (of h_t, from y_t and all later steps),
  *
- *     H_t = g_t C_t + exp(dt_{t+1} A) H_{t+1}        gB_t = sum_d H_t dt_t u_t     gC_t = sum_d g_t h_t     g_t: gradient of y before its gate
+ *     H_t = g_t C_t + exp(dt_{t+1} A) H_{t+1}        gB_t = sum_d H_t dt_t u_t     gC_t = sum_d g_t h_t     g_t: gradient before the gate
  *     E_t = H_t h_{t-1} exp(dt_t A)                  gA = sum_t E_t dt_t           g(dt_t) = sum_n E_t A + u_t sum_n H_t B_t
  *
  * The channels of a group are divided into PARTS, whose sums over channels (gB, gC) are kept apart and added in the end, in order. */
@@ -24,10 +24,6 @@ static void load_inputs(Tile *x, const Block *b, int64_t first, int64_t count) {
     load_tile(x->u, &b->p->u, b, first, count);
     load_tile(x->raw, &b->p->delta, b, first, count);
     for (int64_t t = 0; t < count; t++) x->steps[t] = step_size(b, x->raw[t]);
-}
-
-static const float *rows_of(const Block *b, const float *rows, int64_t step) {
-    return rows + ((b->batch * b->p->groups + b->group) * b->p->steps + step) * b->p->states;
 }
 
 /* States of one tile, whose first one enters it in s->h; keeps each step's decays and the states before it. */

@@ -1,7 +1,7 @@
 /* Selective scan in C: channels on vector lanes, all states of a block of LANES channels at once, one step after the other.
  *
- * Steps are cut into tiles of STEPS, so that inputs, which usually are contiguous in time, are turned into vectors of channels in the L1 cache.
- * B and C, which all channels of a group share, are turned once into rows of N numbers per step. The recurrence itself needs no scan over
+ * Steps are cut into tiles of STEPS, so that inputs, usually contiguous in time, are turned into vectors of channels in the L1 cache. B and
+ * C, which all channels of a group share, are turned once into rows of N numbers per step. The recurrence itself needs no scan over
  * tiles: blocks of channels are enough work for the threads of a CPU. The backward (backward.h) keeps the states that enter each tile,
  * goes through the tiles from the last to the first, and recomputes the states inside. No result depends on the number of threads. */
 
@@ -69,7 +69,7 @@ static void load_tile(vf *tile, const Tokens *x, const Block *b, int64_t step, i
         else
             for (int64_t t = 0; t < count; t += LANES) {
                 int64_t left = count - t;
-                v_store(line + t, left < LANES ? v_load_part(from + t * size, x->type, left, 0.0f) : v_load(from + t * size, x->type), FLOAT32);
+                v_store(line + t, load_lanes(from + t * size, x->type, left < LANES ? left : LANES), FLOAT32);
             }
         for (int64_t t = 0; t < count; t++) single[t * LANES + i] = numbers[t];
     }
@@ -151,8 +151,15 @@ static vf step_size(const Block *b, vf delta) {
 
 static vf decay_of(vf step, vf A, vf A2, int any_sign) { return any_sign ? v_exp(step * A) : v_exp2_flush(step * A2); }
 
-/* One step of all states; returns C . h. */
-static inline __attribute__((always_inline)) vf advance(const Block *b, vf *h, vf step, vf x, const float *B, const float *C, int64_t states, int any_sign) {
+/* The rows of B or C from `step` on. */
+static const float *rows_of(const Block *b, const float *rows, int64_t step) {
+    return rows + ((b->batch * b->p->groups + b->group) * b->p->steps + step) * b->p->states;
+}
+
+/* One step of all states; returns C . h. Inline, so that N = 16 is a constant of its own copy. */
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf advance(const Block *b, vf *h, vf step, vf x, const float *B, const float *C, int64_t states, int any_sign) {
     vf y = v_set(0.0f);
     for (int64_t n = 0; n < states; n++) {
         h[n] = h[n] * decay_of(step, b->A[n], b->A2[n], any_sign) + x * B[n];
@@ -161,8 +168,9 @@ static inline __attribute__((always_inline)) vf advance(const Block *b, vf *h, v
     return y;
 }
 
-static inline __attribute__((always_inline)) void advance_tile(const Block *b, vf *h, const vf *steps, const vf *u, vf *y, int64_t first, int64_t count, int64_t states, int any_sign) {
-    const float *B = b->p->rows_B + ((b->batch * b->p->groups + b->group) * b->p->steps + first) * states, *C = b->p->rows_C + (B - b->p->rows_B);
+INLINE void advance_tile(const Block *b, vf *h, const vf *steps, const vf *u, vf *y, int64_t first, int64_t count, int64_t states,
+                         int any_sign) {
+    const float *B = rows_of(b, b->p->rows_B, first), *C = rows_of(b, b->p->rows_C, first);
     for (int64_t t = 0; t < count; t++) y[t] = advance(b, h, steps[t], steps[t] * u[t], B + t * states, C + t * states, states, any_sign);
 }
 
@@ -256,10 +264,10 @@ static Tokens fresh_tokens_at(const int64_t *a, int64_t batches) {
 
 static Weights weights_at(const int64_t *a) { return (Weights){(char *)a[0], a[1], a[2], a[3], a[4], (int)a[5]}; }
 
-/* The only entry. `a` is a table: B, D, L, N, G, threads, backward, softplus; addresses of A, D, bias, and of the last state or its gradient
- * (float32; D and bias may be 0); address, strides of B, D, L in bytes and type of u, delta, z (address 0: none) and y or its gradient;
- * address, strides of B, G, N, L and type of B and C; backward: the same for the gradients of u, delta, z, B and C, and the addresses of the
- * shares of the gradients of A, D and bias. Returns 1 where memory is short. */
+/* The only entry. `a` is a table: B, D, L, N, G, threads, backward, softplus; addresses of A, D, bias, last state or its gradient (float32;
+ * D and bias may be 0); address, strides of B, D, L in bytes and type of u, delta, z (address 0: none) and y or its gradient;
+ * address, strides of B, G, N, L and type of B and C; backward: the same for the gradients of u, delta, z, B and C, and the addresses of
+ * the shares of the gradients of A, D and bias. Returns 1 where memory is short. */
 int linescan_selective_scan(const int64_t *a) {
     Problem p = {.batches = a[0], .channels = a[1], .steps = a[2], .states = a[3], .groups = a[4], .softplus = (int)a[7]};
     int backward = (int)a[6];
