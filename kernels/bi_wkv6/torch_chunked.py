@@ -133,7 +133,7 @@ class _Chunks:
         self.length = min(CHUNK, max(BASE, 1 << (self.tokens - 1).bit_length()))
         self.count = -(-self.tokens // self.length)
         self.u = u.to(dtype)[:, None].repeat(self.batch, 1, 1)  # (G, 1, D)
-        rate = (self._cast(w).clamp(max=NO_MEMORY) * LOG2E).exp2_().mul_(-LOG2E)
+        rate = self._cast(w).clamp(max=NO_MEMORY).exp_().mul_(-LOG2E)  # exp2 of a rounded product would lose digits of a large -w
         self.log2_decay = self._chunked(rate)  # 0 (a decay of 1) where there is no token
         # decay between each token and the two ends of its chunk, and across the whole chunk (n, G, D, 1)
         self.levels, self.to_start, self.to_end, self.across = self._tree()
