@@ -8,10 +8,11 @@ needs the same two sums of g, call them P (prefix) and Q (suffix); G = P + Q + e
 
 with no subtraction of large sums anywhere. Two evaluations share this algebra:
 
-- `_Chunks`, the fast one. Tokens are cut into chunks of L; each step inside a chunk is one operation on all chunks at once. Every chunk has
+- `_Chunks`, the fast one. Tokens are cut into chunks of L; each step inside a chunk is one operation on many chunks. Every chunk has
   one log scale M, the largest log-weight that reaches any of its tokens up to one chunk of decay; chunk states are joined in float64. Safe
-  while exp(|w| L), exp(|u|) and exp(-w T) stay far inside the float32 range.
-- `_tokens_*`, for every other w and u: a log scale per token, all factors <= 1, in float64. Several times slower, still linear in T.
+  while exp(|w| L), exp(|u|) and exp(-w T) stay far inside the float32 range. A long sequence is worked off in spans of chunks, which
+  are weighed again for every pass: scratch memory stays in the cache, and the cost per token the same.
+- `torch_tokens`, for every other w and u: a log scale per token, all factors <= 1, in float64. Several times slower, still linear in T.
 
 Channels are independent, in both: a NaN in one channel stays there.
 """
@@ -25,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = -1e30  # log scale of an empty sum: finite, so that the difference of two of them is not NaN
+from .torch_tokens import envelope, linear_scan, tokens_backward, tokens_forward
+
 SAFE_EXPONENT = 30.0  # exp(+-2 * 30) times a key's own factor stays inside float32 with 10 digits to spare
 SAFE_GROWTH = 20.0  # largest -w T of the fast path: beyond it one scale per chunk cannot serve both directions
-BLOCK = 1 << 21  # elements of (T, C) worked on at once where calls are parallel: bounds the scratch memory
+BLOCK = 1 << 21  # elements of (tokens, C) in a span where calls are parallel: bounds the scratch memory
 SERIAL = (1 << 15) - 1  # largest result that PyTorch computes on the calling CPU thread alone (below its grain size)
 SERIAL_THREADS = 4  # up to so many threads, calls are kept serial
 KEPT = 1 << 22  # largest scratch buffer, in elements, that outlives a call; a thread has up to four
@@ -44,7 +46,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if chunk:
             _Chunks(*args, chunk).forward(y[block])
         else:
-            _tokens_forward(*args, y[block])
+            tokens_forward(*args, y[block])
 
     _run_blocks(run, w, u, k)
     return y
@@ -57,7 +59,7 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
 
     def run(chunk: int, block: Block) -> tuple[Tensor, Tensor]:
         *args, g = _cast(k.dtype, w[block[2]], u[block[2]], k[block], v[block], gy[block])
-        function = _Chunks(*args, chunk).backward if chunk else partial(_tokens_backward, *args)
+        function = _Chunks(*args, chunk).backward if chunk else partial(tokens_backward, *args)
         return function(g, gk[block], gv[block])
 
     for block, (part_w, part_u) in _run_blocks(run, w, u, k):
@@ -77,14 +79,21 @@ def _run_blocks(run: Callable[[int, Block], object], w: Tensor, u: Tensor, k: Te
         return []
     batch, length, channels = k.shape
     chunk = _chunk_length(w, u, length)
-    if chunk and _serial(k):  # (batch, channel) pairs in a block; a fifth of the room is for the padding of _linear_scan
-        room = max(16, 4 * SERIAL // 5 // (2 * -(-length // chunk)))
-    else:
-        room = max(16, BLOCK // length)
-    cols = -(-channels // -(-channels // room))
-    rows = max(1, room // channels)
+    room = _step_size(k, chunk) if chunk else max(16, BLOCK // length)  # (batch, channel) pairs in a block, times its chunks
+    rows = _share(batch, room // (channels * (-(-length // chunk) if chunk else 1)))
+    cols = _share(channels, room)
     blocks = [(slice(b, b + rows), slice(None), slice(c, c + cols)) for c in range(0, channels, cols) for b in range(0, batch, rows)]
     return [(block, run(chunk, block)) for block in blocks]
+
+
+def _share(total: int, most: int) -> int:
+    """`total` in equal shares of at most `most`, but at least one: the size of a share."""
+    return -(-total // -(-total // max(1, most)))
+
+
+def _step_size(k: Tensor, chunk: int) -> int:
+    """(batch, chunk, channel) triples that one call for one step of all chunks works on."""
+    return SERIAL // 2 if _serial(k) else BLOCK // chunk
 
 
 def _serial(x: Tensor) -> bool:
@@ -132,74 +141,37 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _linear_scan(g: Tensor, x: Tensor) -> Tensor:
-    """Exclusive scan along dim -2: s_0 = 0, s_{t+1} = g_t s_t + x_t; returns s_0 .. s_{n-1}. Above 128 rows in two levels of sqrt(n)."""
-    n = x.shape[-2]
-    if n <= 128:
-        state = torch.zeros_like(x)
-        rows = state.unbind(-2)
-        for decay, row, before, after in zip(g.unbind(-2), x.unbind(-2), rows, rows[1:], strict=False):
-            torch.addcmul(row, decay, before, out=after)
-        return state
-    inner = max(1, math.isqrt(n))
-    outer = -(-n // inner)
-    if pad := outer * inner - n:
-        g, x = F.pad(g, (0, 0, 0, pad)), F.pad(x, (0, 0, 0, pad))
-    g, x = (z.unflatten(-2, (outer, inner)).unbind(-2) for z in (g, x))
-    state, decay = x[0].new_zeros(*x[0].shape[:-1], inner, x[0].shape[-1]), torch.ones_like(g[0])
-    states, decays = state.unbind(-2), [decay]
-    for j in range(inner - 1):
-        torch.addcmul(x[j], g[j], states[j], out=states[j + 1])
-        decays.append(g[j] * decays[j])
-    end, span = torch.addcmul(x[-1], g[-1], states[-1]), g[-1] * decays[-1]
-    for i in range(1, outer):
-        end[..., i, :].addcmul_(span[..., i, :], end[..., i - 1, :])
-    for j in range(inner):
-        states[j][..., 1:, :].addcmul_(decays[j][..., 1:, :], end[..., :-1, :])
-    return state.flatten(-3, -2)[..., :n, :]
-
-
-def _envelope(m: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest log scale that reaches each row of m (..., n, C) from left and right, itself included; `step` (C,) is lost per row."""
-    ramp = torch.arange(m.shape[-2], dtype=m.dtype, device=m.device)[:, None] * step
-    left = (m + ramp).cummax(-2).values - ramp
-    right = (m - ramp).flip(-2).cummax(-2).values.flip(-2) + ramp
-    return left, right
-
-
 def _exp(x: Tensor, out: Tensor | None = None) -> Tensor:
     """exp(x). On a CPU torch.exp calls a math library that is slower than exp2 and wakes its thread pool for the shortest of tensors."""
     return torch.mul(x, 1 / math.log(2), out=out).exp2_()
 
 
 class _Chunks:
-    """One block in chunks of `length` tokens. Scratch is (L, 2, B, n, C): step inside the chunk, (den, num), batch, chunk, channel."""
+    """One block in chunks of `length` tokens. Scratch of a span of n chunks is (L, 2, B, n, C): step, (den, num), batch, chunk, channel."""
 
     def __init__(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, length: int):
         self.tokens, self.length = k.shape[1], length
         self.count = -(-self.tokens // length)
         self.lam, self.eu = (_exp(x.double()).to(k.dtype) for x in (-w, u))
-        k, self.v = self._split(k, -math.inf), self._split(v, 0.0)
-        scale, step = k[0].clone(), w.double() * length  # (B, n, C), (C,)
-        for row in k.unbind(0)[1:]:
-            torch.maximum(scale, row, out=scale)
-        scale = self._scale(scale.double(), step).to(k.dtype)
-        jump = scale.double().diff(dim=1)  # (B, n - 1, C)
+        size = _share(self.count, _step_size(k, length) // (k.shape[0] * k.shape[2]))
+        self.spans = [slice(j, min(j + size, self.count)) for j in range(0, self.count, size)]
+        self.weighed = self.swept = None  # the spans whose x, and whose f and s, are at hand
+        self.k, self.v = self._split(k, -math.inf), self._split(v, 0.0)
+        step = w.double() * length
+        self.scale = self._scale(self.k.amax(0).double(), step).to(k.dtype)  # (B, n, C)
+        jump = self.scale.double().diff(dim=1)  # (B, n - 1, C)
         # what a state is multiplied with when it enters the next chunk, or the previous one, whose sums have another scale
         self.ahead, self.back, self.decay = _exp(-jump), _exp(jump), _exp(-step)
-        self.x = _scratch.take("x", (length, 2, *k.shape[1:]), k)
-        weight, value = self.x[:, 0], self.x[:, 1]
-        self.total = torch.zeros_like(self.x[0])  # of every chunk, as its successor sees it; summed here, while x is in cache
-        for rows in self._groups(weight):
-            p = torch.sub(k[rows], scale, out=weight[rows])
-            torch.mul(_exp(p, out=p), self.v[rows], out=value[rows])
-            for step in self.x[rows].unbind(0):
-                torch.addcmul(step, self.total, self.lam, out=self.total)
+        right, left = self._no_sums(), self._no_sums()  # of every chunk, as the next one and the previous one see it
+        for span in self.spans:
+            x = self._weigh(span, right[..., span, :])
+            self._total(x.unbind(0)[::-1], left[..., span, :])
+        self.prefix, self.suffix = self._incoming(right, self.ahead, False), self._incoming(left, self.back, True)
 
     @staticmethod
     def _scale(m: Tensor, step: Tensor) -> Tensor:
         """Largest log-weight that reaches each chunk: its own keys m (B, n, C), or those of other chunks, decayed on the way."""
-        left, right = _envelope(m, step)
+        left, right = envelope(m, step)
         torch.maximum(m[:, 1:], left[:, :-1], out=m[:, 1:])
         torch.maximum(m[:, :-1], right[:, 1:], out=m[:, :-1])
         return m
@@ -209,6 +181,19 @@ class _Chunks:
         if pad := self.count * self.length - x.shape[1]:
             x = F.pad(x, (0, 0, 0, pad), value=fill)
         return x.unflatten(1, (self.count, self.length)).permute(2, 0, 1, 3)
+
+    def _target(self, out: Tensor) -> Tensor:
+        """(B, n L, C): `out` itself, or a larger tensor where the last chunk is not full."""
+        missing = self.count * self.length - self.tokens
+        return out.new_empty(out.shape[0], self.tokens + missing, out.shape[2]) if missing else out
+
+    def _finish(self, whole: Tensor, out: Tensor) -> None:
+        if whole is not out:
+            out.copy_(whole[:, : self.tokens])
+
+    def _no_sums(self) -> Tensor:
+        """Zeros (2, B, n, C), for the (den, num) of every chunk."""
+        return self.scale.new_zeros(2, *self.scale.shape)
 
     def _groups(self, x: Tensor) -> Iterator[slice]:
         """Slices of the steps of x (L, ...): as many at a time as make a serial call, or all."""
@@ -221,17 +206,19 @@ class _Chunks:
         for rows in self._groups(out):
             op(*(x[rows] if x.dim() == out.dim() else x for x in args), out=out[rows])
 
-    def _fill(self, op: Callable, *args: Tensor, out: Tensor) -> None:
-        """op(*args), of (L, B, n, C), into out (B, T, C)."""
-        whole = self._target(out)
-        self._each(op, *args, out=self._split(whole, 0.0))
-        if whole is not out:
-            out.copy_(whole[:, : self.tokens])
-
-    def _target(self, out: Tensor) -> Tensor:
-        """(B, n L, C): `out` itself, or a larger tensor where the last chunk is not full."""
-        missing = self.count * self.length - self.tokens
-        return out.new_empty(out.shape[0], self.tokens + missing, out.shape[2]) if missing else out
+    def _weigh(self, span: slice, total: Tensor | None = None) -> Tensor:
+        """x (L, 2, B, n, C) of a span; adds it up in `total` (2, B, n, C), as the next chunk sees it, while it is in the cache."""
+        if span == self.weighed:
+            return self.x
+        k, v, scale = self.k[:, :, span], self.v[:, :, span], self.scale[:, span]
+        self.x, self.weighed = _scratch.take("x", (self.length, 2, *k.shape[1:]), k), span
+        weight, value = self.x[:, 0], self.x[:, 1]
+        for rows in self._groups(weight):
+            p = torch.sub(k[rows], scale, out=weight[rows])
+            torch.mul(_exp(p, out=p), v[rows], out=value[rows])
+            if total is not None:
+                self._total(self.x[rows].unbind(0), total)
+        return self.x
 
     def _sweep(self, x: Iterable[Tensor], state: Tensor) -> Iterator[Tensor]:
         """state <- lam state + x_j, in place, for each j in the order given; yields the state before each update."""
@@ -239,12 +226,16 @@ class _Chunks:
             yield state
             torch.addcmul(step, state, self.lam, out=state)
 
-    def _total(self, x: tuple[Tensor, ...]) -> Tensor:
-        """The last state of a sweep that starts from zero."""
-        total = torch.zeros_like(x[0])
+    def _total(self, x: Iterable[Tensor], total: Tensor) -> None:
+        """The last state of a sweep, in place."""
         for step in x:
             torch.addcmul(step, total, self.lam, out=total)
-        return total
+
+    def _keep(self, x: tuple[Tensor, ...], state: Tensor, out: tuple[Tensor, ...]) -> None:
+        """The states of a sweep, all kept: out_0 = state, out_{j+1} = lam out_j + x_j."""
+        out[0].copy_(state)
+        for j in range(len(x) - 1):
+            torch.addcmul(x[j], out[j], self.lam, out=out[j + 1])
 
     def _incoming(self, total: Tensor, rescale: Tensor, backwards: bool) -> Tensor:
         """Chunk totals (2, B, n, C) -> sums entering every chunk from its left, or its right, in the scale of the chunk that they enter."""
@@ -253,110 +244,87 @@ class _Chunks:
         state = torch.zeros_like(total)
         if self.count > 1:
             local, decay = total[..., :-1, :].to(rescale.dtype).mul_(rescale), (rescale * self.decay)[None]
-            state[..., 1:, :] = torch.addcmul(local, _linear_scan(decay, local), decay)
+            state[..., 1:, :] = torch.addcmul(local, linear_scan(decay, local), decay)
         return state.flip(-2) if backwards else state
 
     def forward(self, out: Tensor) -> None:
         """Writes y (B, T, C) into out."""
-        sums, x = _scratch.take("sums", self.x.shape, self.x), self.x.unbind(0)
-        prefix, suffix = self._incoming(self.total, self.ahead, False), self._incoming(self._total(x[::-1]), self.back, True)
-        for step, state, total in zip(x, self._sweep(x, prefix), sums.unbind(0), strict=True):
-            torch.addcmul(state, step, self.eu, out=total)
         whole = self._target(out)
         y = self._split(whole, 0.0)
+        for span in reversed(self.spans):  # the last one is weighed already
+            x = self._weigh(span)
+            self._write(x, self.prefix[..., span, :], self.suffix[..., span, :], y[:, :, span])
+        self._finish(whole, out)
+
+    def _write(self, x: Tensor, prefix: Tensor, suffix: Tensor, y: Tensor) -> None:
+        """y (L, B, n, C) of a span, from its x and what enters its chunks, which is overwritten."""
+        sums, steps = _scratch.take("sums", x.shape, x), x.unbind(0)
+        for step, state, total in zip(steps, self._sweep(steps, prefix), sums.unbind(0), strict=True):
+            torch.addcmul(state, step, self.eu, out=total)
         for rows in reversed(list(self._groups(y))):
-            for state, total in zip(self._sweep(self.x[rows].unbind(0)[::-1], suffix), sums[rows].unbind(0)[::-1], strict=True):
+            for state, total in zip(self._sweep(x[rows].unbind(0)[::-1], suffix), sums[rows].unbind(0)[::-1], strict=True):
                 total.add_(state)
             torch.div(sums[rows, 1], sums[rows, 0], out=y[rows])
-        if whole is not out:
-            out.copy_(whole[:, : self.tokens])
 
     def backward(self, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
         """Writes gk and gv (B, T, C), returns gw and gu (C,)."""
-        x = self.x.unbind(0)
-        before, after, grads = (_scratch.take(name, self.x.shape, self.x) for name in ("before", "after", "grads"))
-        f, s, g = before.unbind(0), after.unbind(0), grads.unbind(0)
-        self._keep(x, self._incoming(self.total, self.ahead, False), f)
-        self._keep(x[::-1], self._incoming(self._total(x[::-1]), self.back, True), s[::-1])
-        self._each(torch.addcmul, before, self.x, self.eu, out=grads)
-        self._each(torch.add, grads, after, out=grads)
-        self._adjoint(grads[:, 0], grads[:, 1], self._split(gy, 0.0))
+        gy = self._split(gy, 0.0)
+        right, left = self._no_sums(), self._no_sums()
+        adjoints = [self._adjoint(span, gy[:, :, span]) for span in self.spans]
+        for span, g in zip(self.spans, adjoints, strict=True):
+            self._total(g.unbind(0), right[..., span, :])
+            self._total(g.unbind(0)[::-1], left[..., span, :])
         # adjoint sums carry exp(+scale) where the sums carry exp(-scale): the factors of the two directions trade places
-        prefix, suffix = self._incoming(self._total(g), self.back, False), self._incoming(self._total(g[::-1]), self.ahead, True)
-        gu, gw = torch.zeros_like(prefix), torch.zeros_like(prefix)
-        for j, state in enumerate(self._sweep(g, prefix)):
-            gw.addcmul_(state, s[j])
-            gu.addcmul_(g[j], x[j])
-            torch.addcmul(state, g[j], self.eu, out=s[j])
-        for j, state in enumerate(self._sweep(g[::-1], suffix), start=1):
-            gw.addcmul_(state, f[-j])
-            s[-j].add_(state)
-        den, num, weight = after[:, 0], after[:, 1], self.x[:, 0]
-        self._fill(torch.mul, num, weight, out=gv)
-        self._each(torch.addcmul, den, num, self.v, out=den)
-        self._fill(torch.mul, den, weight, out=gk)
-        return -self.lam * gw.sum((0, 1, 2)), self.eu * gu.sum((0, 1, 2))
+        prefix, suffix = self._incoming(right, self.back, False), self._incoming(left, self.ahead, True)
+        whole_k, whole_v = self._target(gk), self._target(gv)
+        out_k, out_v = self._split(whole_k, 0.0), self._split(whole_v, 0.0)
+        gw, gu = torch.zeros_like(self.lam), torch.zeros_like(self.lam)
+        for span, g in reversed(list(zip(self.spans, adjoints, strict=True))):  # the states of the last one are at hand
+            incoming = prefix[..., span, :], suffix[..., span, :]
+            part_w, part_u = self._write_gradients(span, g, *incoming, out_k[:, :, span], out_v[:, :, span])
+            gw += part_w
+            gu += part_u
+        self._finish(whole_k, gk)
+        self._finish(whole_v, gv)
+        return -self.lam * gw, self.eu * gu
 
-    def _adjoint(self, den: Tensor, num: Tensor, gy: Tensor) -> None:
-        """(den, num) of the result -> its gradient (-r y, r) with r = gy / den, in place."""
+    def _states(self, span: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """x, f and s of every token of a span, (L, 2, B, n, C) each."""
+        x = self._weigh(span)
+        if span != self.swept:
+            self.f, self.s, self.swept = _scratch.take("f", x.shape, x), _scratch.take("s", x.shape, x), span
+            self._keep(x.unbind(0), self.prefix[..., span, :], self.f.unbind(0))
+            self._keep(x.unbind(0)[::-1], self.suffix[..., span, :], self.s.unbind(0)[::-1])
+        return x, self.f, self.s
+
+    def _adjoint(self, span: slice, gy: Tensor) -> Tensor:
+        """g = (-r y, r) with r = gy / den, (L, 2, B, n, C), of a span."""
+        x, f, s = self._states(span)
+        g = _scratch.take("g", x.shape, x) if len(self.spans) == 1 else torch.empty_like(x)
+        self._each(torch.addcmul, f, x, self.eu, out=g)
+        self._each(torch.add, g, s, out=g)
+        den, num = g[:, 0], g[:, 1]
         for rows in self._groups(den):
             r = gy[rows] / den[rows]
             torch.div(num[rows], den[rows], out=den[rows]).mul_(r).neg_()
             num[rows] = r
+        return g
 
-    def _keep(self, x: tuple[Tensor, ...], state: Tensor, out: tuple[Tensor, ...]) -> None:
-        """The states of a sweep, all kept: out_0 = state, out_{j+1} = lam out_j + x_j."""
-        out[0].copy_(state)
-        for j in range(len(x) - 1):
-            torch.addcmul(x[j], out[j], self.lam, out=out[j + 1])
-
-
-def _effective(w: Tensor, k: Tensor) -> Tensor:
-    """w (C,), limited to the spread of a channel's keys: more decay or growth changes no weight, but drowns the keys in rounding."""
-    spread = 2 * k.masked_fill(k == -math.inf, 0.0).abs().amax((0, 1)) + 1000
-    return torch.minimum(torch.maximum(w, -spread), spread)
-
-
-def _two_sided(keys: Tensor, values: Tensor, w: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Exclusive prefix and suffix sums of exp(keys) values under decay w: keys (B, T, C), values (2, B, T, C).
-
-    Returns two pairs (log scale (B, T, C), sum (2, B, T, C)); the true sum is exp(log scale) times the second.
-    """
-    out = []
-    for side, top in enumerate(_envelope(keys.clamp(min=LOWEST), w)):
-        turn = (lambda x: x.flip(-2)) if side else (lambda x: x)
-        k, x, top = turn(keys), turn(values), turn(top)
-        scale = torch.cat((torch.full_like(top[:, :1], LOWEST), top[:, :-1]), 1)
-        state = _linear_scan((scale - w - top).exp()[None], (k - top).exp() * x)
-        out.append((turn(scale), turn(state)))
-    return tuple(out)
-
-
-def _tokens_sums(w: Tensor, u: Tensor, k: Tensor, v: Tensor):
-    """What both directions of the token path share: w in effect, the two sums, log scale of the total, own weight, denominator, y."""
-    w = _effective(w, k)
-    ones = torch.stack((torch.ones_like(v), v))
-    (left, prefix), (right, suffix) = _two_sided(k, ones, w)
-    top = torch.maximum(torch.maximum(left, right), u + k)
-    own = (u + k - top).exp()
-    den, num = (left - top).exp() * prefix + (right - top).exp() * suffix + own * ones
-    return w, (left, prefix), (right, suffix), top, own, den, num / den
-
-
-def _tokens_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-    """Writes y (B, T, C) into out."""
-    out.copy_(_tokens_sums(*(x.double() for x in (w, u, k, v)))[-1])
-
-
-def _tokens_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes gk and gv, returns gw and gu. Every sum is paired with its adjoint before it is rescaled, so that every factor stays <= 1."""
-    w, u, k, v, gy = (x.double() for x in (w, u, k, v, gy))
-    w, (left, prefix), (right, suffix), top, own, den, y = _tokens_sums(w, u, k, v)
-    r = gy / den
-    g = torch.stack((-r * y, r))
-    (before, p), (after, q) = _two_sided(-top, g, w)
-    total = (k + before).exp() * p + (k + after).exp() * q + own * g
-    gv.copy_(total[1])
-    gk.copy_(total[1] * v + total[0])
-    gw = (left + after - w).exp() * (prefix * q).sum(0) + (right + before - w).exp() * (suffix * p).sum(0)
-    return -gw.sum((0, 1)), (own * r * (v - y)).sum((0, 1))
+    def _write_gradients(self, span: slice, g: Tensor, prefix: Tensor, suffix: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, Tensor]:
+        """gk and gv (L, B, n, C) of a span, from its adjoints and what enters its chunks, which is overwritten; its share of the sums for
+        gw and gu."""
+        x, f, s = self._states(span)
+        self.swept = None  # s makes room for P + Q + exp(u) g
+        gu, gw = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+        for j, state in enumerate(self._sweep(g.unbind(0), prefix)):
+            gw.addcmul_(state, s[j])
+            gu.addcmul_(g[j], x[j])
+            torch.addcmul(state, g[j], self.eu, out=s[j])
+        for j, state in enumerate(self._sweep(g.unbind(0)[::-1], suffix), start=1):
+            gw.addcmul_(state, f[-j])
+            s[-j].add_(state)
+        den, num, weight = s[:, 0], s[:, 1], x[:, 0]
+        self._each(torch.mul, num, weight, out=gv)
+        self._each(torch.addcmul, den, num, self.v[:, :, span], out=den)
+        self._each(torch.mul, den, weight, out=gk)
+        return gw.sum((0, 1, 2)), gu.sum((0, 1, 2))
