@@ -19,11 +19,13 @@ from ..triton_runtime import launch
 from .triton_states import (
     CHANNELS,
     LOG2E,
+    SAFE_BONUS,
     all_safe,
     bi_wkv_kernel_scan,
     decay,
     exp,
     heavier,
+    heaviest_token,
     load_parameters,
     load_state,
     place,
@@ -86,12 +88,12 @@ def bi_wkv_fwd_kernel_totals(k, v, w, u, totals, T, chunks, C, KB, KT, KC, VB, V
         store_state(state_pointers(totals, pair, 1, c, C), c < C, zero, key, num_suffix, den_suffix)
     else:
         for side in tl.static_range(2):
-            distance = tl.arange(0, L) if side else L - 1 - tl.arange(0, L)
-            log_weight = k_tile - distance[:, None] * w[None, :]
-            top = tl.max(log_weight, axis=0)
-            weight = exp(log_weight - tl.where(top == float("-inf"), 0.0, top)[None, :])
+            steps = (tl.arange(0, L) if side else L - 1 - tl.arange(0, L)).to(ACC)[:, None]
+            n, key = heaviest_token(k_tile, steps, w)
+            scale = tl.where(key == float("-inf"), 0.0, key)
+            weight = exp((k_tile - scale[None, :]) - (steps - n[None, :]) * w[None, :])
             num_side, den_side = tl.sum(weight * v_tile, axis=0), tl.sum(weight, axis=0)
-            store_state(state_pointers(totals, pair, side, c, C), c < C, zero, top, num_side, den_side)
+            store_state(state_pointers(totals, pair, side, c, C), c < C, n, key, num_side, den_side)
 
 
 @triton.jit
@@ -118,11 +120,13 @@ def softmax_at(t, ks, vs, w, u, left, right, L: tl.constexpr):
     incoming states to this scale and divide them. Rows past the end have ks = -inf."""
     n_left, n_right = left[0] + t, right[0] + (L - 1 - t)
     i = tl.arange(0, L)[:, None]
-    log_weight = ks + tl.where(i == t, u[None, :], -(tl.abs(i - t) - 1) * w[None, :])
-    top = tl.max(log_weight, axis=0)
-    n, key = heavier(tl.zeros_like(top), top, n_left, left[1], w)
+    bonus = tl.where(tl.abs(u) <= SAFE_BONUS, u, 0.0)  # part of u that no scale has to hold: a key plus u would be rounded
+    keys = ks + tl.where(i == t, (u - bonus)[None, :], 0.0)
+    steps = tl.where(i == t, 0, tl.abs(i - t) - 1).to(ks.dtype)
+    n, key = heaviest_token(keys, steps, w)
+    n, key = heavier(n, key, n_left, left[1], w)
     n, key = heavier(n, key, n_right, right[1], w)
-    p = exp((log_weight - key[None, :]) + (n * w)[None, :])
+    p = exp(((keys - key[None, :]) - (steps - n[None, :]) * w[None, :]) + tl.where(i == t, bonus[None, :], 0.0))
     from_left, from_right = ratio(n_left, left[1], n, key, w), ratio(n_right, right[1], n, key, w)
     den = tl.sum(p, axis=0) + from_left * left[3] + from_right * right[3]
     num = tl.sum(p * vs, axis=0) + from_left * left[2] + from_right * right[2]

@@ -140,6 +140,16 @@ def heavier(n, key, n2, key2, w):
 
 
 @triton.jit
+def heaviest_token(keys, steps, w):
+    """Scale (n, key) of the heaviest exp(keys - steps w) of every column of (L, BC): a key as it stands and its own number of steps. Their
+    difference would be rounded at the size of decay times distance, and that error multiplies all weights but those of the same size."""
+    log_weight = keys - steps * w[None, :]
+    top = log_weight == tl.max(log_weight, axis=0)[None, :]
+    n = tl.max(tl.where(top, steps, -1.0), axis=0)
+    return n, tl.max(tl.where(top & (steps == n[None, :]), keys, float("-inf")), axis=0)
+
+
+@triton.jit
 def ratio(n, key, n2, key2, w):
     """Scale 1 over scale 2."""
     return exp((key - key2) - (n - n2) * w)
