@@ -36,6 +36,17 @@ def selective_scan_backward(shapes: Shapes) -> int:
     return 2 * selective_scan(shapes)
 
 
+def cross_selective_scan(shapes: Shapes) -> int:
+    """Shapes of u (B, D, H, W), delta, A, B, C, D? -> a selective scan of L = H W steps in each of four directions: 36 B D L N, and 4 B D L
+    for the skip connection. The sum of the directions counts as zero, like that of a cross merge."""
+    return 4 * prod(shapes[0]) * (9 * shapes[2][1] + (shapes[5] is not None))
+
+
+def cross_selective_scan_backward(shapes: Shapes) -> int:
+    """Shapes of u, delta, A, B, C, D?, ... -> twice the forward, the usual ratio; nobody has published a count of the backward."""
+    return 2 * cross_selective_scan(shapes)
+
+
 def ssd(shapes: Shapes) -> int:
     """Shapes of x, dt, A, B, C, D?, z? -> 5 B T H P N for the states by the definition (decay, outer product, their sum, product
     with C, its sum), B T H P for dt x, and 2 B T H P each for skip connection and gate. A chunked form does more, in matrix products."""
@@ -73,6 +84,8 @@ FORMULAS: dict[str, Callable[[Shapes], int]] = {
     "linescan::bi_wkv6_backward": bi_wkv6_backward,
     "linescan::selective_scan": selective_scan,
     "linescan::selective_scan_backward": selective_scan_backward,
+    "linescan::cross_selective_scan": cross_selective_scan,
+    "linescan::cross_selective_scan_backward": cross_selective_scan_backward,
     "linescan::ssd": ssd,
     "linescan::ssd_backward": ssd_backward,
     "linescan::cross_scan": rearrangement,
