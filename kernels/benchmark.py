@@ -10,7 +10,9 @@ load meets all of them, and ratios are taken inside a round.
 import datetime
 import importlib
 import importlib.metadata
+import math
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -199,6 +201,21 @@ def rows(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str, names
         yield {**row, "metric": "share_of_copy", **summary([x / copy_gb_per_s(device) for x in speeds])}
         if ATTENTION in times:
             yield {**row, "metric": "ratio_to_sdpa", **summary([a / b for a, b in zip(values, times[ATTENTION], strict=True)])}
+
+
+def slope_rows(rows: Sequence[dict], tokens: Callable[[dict], int]) -> Iterator[dict]:
+    """Rows of log_log_slope, how the median latency grows with `tokens(row)`: 1 is linear, 2 quadratic. One per provider and mode with at
+    least three sizes; p20 and p80 are the lowest and the highest slope with one size left out."""
+    series: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if row["metric"] == "latency_ms":
+            series.setdefault((row["provider"], row["mode"]), []).append(row)
+    for points in (x for x in series.values() if len(x) > 2):
+        logs = [(math.log(tokens(r)), math.log(r["median"])) for r in points]
+        slope = statistics.linear_regression(*zip(*logs, strict=True)).slope
+        spread = [statistics.linear_regression(*zip(*(logs[:i] + logs[i + 1 :]), strict=True)).slope for i in range(len(logs))] + [slope]
+        row = {**points[-1], "metric": "log_log_slope", "shape_first": points[0]["shape"]}
+        yield {**row, "median": slope, "p20": min(spread), "p80": max(spread)}
 
 
 def overhead_rows(op: str, device: str, calls: int = 2000) -> Iterator[dict]:

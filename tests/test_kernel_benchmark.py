@@ -56,6 +56,16 @@ def test_rows_hold_every_metric_and_their_conditions(others, tool, tmp_path):
     assert list(tmp_path.glob("bi_wkv_shapes_cpu-*threads_float32.png"))
 
 
+def test_slopes_of_a_sweep():
+    """A square law has slope 2, wherever an outlier of another provider lies; two sizes are too few to say."""
+    row = {"mode": "fwd", "metric": "latency_ms", "p20": 0.0, "p80": 9.9}
+    rows = [row | {"provider": "square", "shape": [1, t, 4], "median": 1e-6 * t * t} for t in (1024, 4096, 16384)]
+    rows += [row | {"provider": "short", "shape": [1, t, 4], "median": 1.0} for t in (1024, 4096)]
+    (slope,) = benchmark.slope_rows(rows, lambda r: r["shape"][1])
+    assert (slope["provider"], slope["metric"], slope["shape_first"]) == ("square", "log_log_slope", [1, 1024, 4])
+    assert max(abs(slope[key] - 2) for key in ("p20", "median", "p80")) < 1e-9
+
+
 def test_ratios_are_taken_inside_a_round(monkeypatch):
     """A machine that slows down tenfold between two rounds does not change a ratio."""
     load = iter([1, 1, 1, 1, 1, 1, 10, 10, 10])

@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace, path: Path) -> list[dict]:
     found = [row | environment for row in benchmark.overhead_rows(args.op, args.device)]
     print(*map(row_text, found), sep="\n")
     work = [(shape, mode) for shape in shapes for mode in args.mode]
-    for shape, mode in (bar := tqdm(work, desc=args.op, unit="case")):
+    for shape, mode in (bar := tqdm(work, desc=args.op, unit="case", disable=None)):  # a log file gets the rows alone
         bar.set_postfix_str(f"{'x'.join(map(str, shape))} {mode}")
         short = tokens({"shape": shape, "axes": cases.SHAPE_NAMES}) <= args.attention_max_tokens
         names = [p for p in providers if p != benchmark.ATTENTION or short]
@@ -114,6 +114,10 @@ def measure(args: argparse.Namespace, path: Path) -> list[dict]:
             bar.write(row_text(row))
             found.append(row | environment)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.sweep:
+        found += (slopes := list(benchmark.slope_rows(found, tokens)))
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(*map(row_text, slopes), sep="\n")
     return found
 
 
