@@ -46,6 +46,7 @@ def before_softplus(dt_ptr, bias_ptr, stride, rows, row_ok, head, HAS_BIAS: tl.c
 @triton.jit
 def load_steps(steps_ptr, plane, rows):
     """High and low part of Lam, and dt."""
+    plane = plane.to(tl.int64)
     return tl.load(steps_ptr + rows), tl.load(steps_ptr + plane + rows), tl.load(steps_ptr + 2 * plane + rows)
 
 
@@ -63,19 +64,48 @@ def decay_weights(high, low, rows):
 
 
 @triton.jit
+def rounded(x, ROUND: tl.constexpr, DOT: tl.constexpr):
+    """x rounded to ROUND, as DOT: the same on a GPU. The interpreter cannot multiply bfloat16 and truncates to it: there by hand."""
+    if ROUND == DOT:
+        near = x.to(ROUND)
+    else:
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        near = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+    return near
+
+
+@triton.jit
 def dot(a, b, ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """a @ b in float32, of factors rounded to ROUND and multiplied as DOT (not the same only in the interpreter, without bfloat16 dot)."""
-    return tl.dot(a.to(ROUND).to(DOT), b.to(ROUND).to(DOT), input_precision=PRECISION)
+    """a @ b, accumulated in float32."""
+    return tl.dot(rounded(a, ROUND, DOT), rounded(b, ROUND, DOT), input_precision=PRECISION)
+
+
+@triton.jit
+def times_sigmoid(x, z):
+    return x / (1.0 + tl.exp2(-z * LOG2E))
+
+
+@triton.jit
+def through_gate(g_ptr, g_t, z_ptr, z_at, z_t, rows, cols, row_ok, col_ok, GATED: tl.constexpr):
+    """The gradient of y before the gate. Not rounded to the type of g: gradients of decays are differences of what follows from it."""
+    g = tile(g_ptr, g_t, rows, cols, row_ok, col_ok)
+    if GATED:
+        z = tile(z_ptr + z_at, z_t, rows, cols, row_ok, col_ok).to(tl.float32)
+        g = g.to(tl.float32) * times_sigmoid(z, z)
+    return g
 
 
 @triton.jit
 def ssd_kernel_states(
-    x_ptr, dt_ptr, bias_ptr, A_ptr, B_ptr, state_ptr, decay_ptr, steps_ptr, plane, length, count, heads, per_group, size, states,
-    x_b, x_t, x_h, dt_b, dt_t, dt_h, B_b, B_t, B_g,
-    ADJOINT: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, L: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-    ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, z_ptr, dt_ptr, bias_ptr, A_ptr, B_ptr, state_ptr, decay_ptr, steps_ptr, plane, length, count, heads, per_group, size, states,
+    x_b, x_t, x_h, z_b, z_t, z_h, dt_b, dt_t, dt_h, B_b, B_t, B_g,
+    ADJOINT: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    L: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sum_s exp(Lam_L - Lam_s) dt_s x_s B_s^T into slot c + 1 (and `steps`, and exp(Lam_L)); ADJOINT: sum_t exp(Lam_t) x_t B_t^T into c."""
+    """sum_s exp(Lam_L - Lam_s) dt_s x_s B_s^T into slot c + 1 (and `steps`, and exp(Lam_L)).
+
+    ADJOINT: sum_t exp(Lam_t) x_t B_t^T into slot c, where x is the gradient of the output (GATED: through the gate z) and B is C.
+    """
     b, c, h = place(count, heads)
     rows, p, n = tl.arange(0, L), tl.program_id(1) * BP + tl.arange(0, BP), tl.program_id(2) * BN + tl.arange(0, BN)
     row_ok, p_ok, n_ok = rows < length - c * L, p < size, n < states
@@ -96,9 +126,11 @@ def ssd_kernel_states(
             high = sums.to(tl.float32)
             tl.store(steps_ptr + rows, high)
             tl.store(steps_ptr + plane + rows, (sums - high.to(tl.float64)).to(tl.float32))
-            tl.store(steps_ptr + 2 * plane + rows, dt)
+            tl.store(steps_ptr + 2 * plane.to(tl.int64) + rows, dt)
             tl.store(decay_ptr + head * count + c, tl.exp2(total.to(tl.float32)))
-    x = tile(x_ptr + b * x_b + c * L * x_t + h * x_h, x_t, rows, p, row_ok, p_ok).to(tl.float32) * weight[:, None]
+    x_ptr += b * x_b + c * L * x_t + h * x_h
+    x = through_gate(x_ptr, x_t, z_ptr, b * z_b + c * L * z_t + h * z_h, z_t, rows, p, row_ok, p_ok, GATED)
+    x = x.to(tl.float32) * weight[:, None]
     B = tile(B_ptr + b * B_b + c * L * B_t + h // per_group * B_g, B_t, rows, n, row_ok, n_ok)
     state = dot(tl.trans(x), B, ROUND, DOT, PRECISION)
     slot = (head * (count + 1) + c + (0 if ADJOINT else 1)) * size * states
@@ -137,12 +169,12 @@ def ssd_kernel_scan(
 
 @triton.jit
 def ssd_kernel_out(
-    x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, g_ptr, state_ptr, steps_ptr, plane, y_ptr, gz_ptr, length, count, heads, per_group, size, states,
+    x_ptr, B_ptr, C_ptr, D_ptr, z_ptr, g_ptr, state_ptr, steps_ptr, plane, y_ptr, length, count, heads, per_group, size, states,
     x_b, x_t, x_h, B_b, B_t, B_g, C_b, C_t, C_g, D_h, D_p, z_b, z_t, z_h, g_b, g_t, g_h,
-    HAS_D: tl.constexpr, GATE: tl.constexpr, L: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    HAS_D: tl.constexpr, GATED: tl.constexpr, ADJOINT: tl.constexpr, L: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
     ROUND: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y of one chunk and head. GATE 0: none; 1: times silu(z); 2: the gradients through the gate, of y into `y` and of z into `gz`."""
+    """y of one chunk and head, times silu(z) where GATED; ADJOINT: instead of y the gradient of z, from g, that of the output."""
     b, c, h = place(count, heads)
     rows = tl.arange(0, L)
     row_ok = rows < length - c * L
@@ -176,15 +208,12 @@ def ssd_kernel_out(
         if HAS_D:
             y += x.to(tl.float32) * tl.load(D_ptr + h * D_h + p * D_p, mask=p_ok, other=0.0).to(tl.float32)[None, :]
         out = ((b * length + c * L) * heads + h) * size + rows[:, None] * (heads * size) + p[None, :]
-        ok = row_ok[:, None] & p_ok[None, :]
-        if GATE > 0:
+        if GATED:
             z = tile(z_ptr + b * z_b + c * L * z_t + h * z_h, z_t, rows, p, row_ok, p_ok).to(tl.float32)
-            opening = 1.0 / (1.0 + tl.exp2(-z * LOG2E))
-            if GATE == 1:
-                y *= z * opening
-            else:
+            if ADJOINT:
                 g = tile(g_ptr + b * g_b + c * L * g_t + h * g_h, g_t, rows, p, row_ok, p_ok).to(tl.float32)
-                tl.store(gz_ptr + out, g * y * opening * (1.0 + z * (1.0 - opening)), mask=ok)
-                y = g * z * opening
-        tl.store(y_ptr + out, y, mask=ok)
+                y *= g * times_sigmoid(1.0 + times_sigmoid(z, -z), z)
+            else:
+                y *= times_sigmoid(z, z)
+        tl.store(y_ptr + out, y, mask=row_ok[:, None] & p_ok[None, :])
         p_0 += BP
