@@ -49,7 +49,7 @@ def test_matches_reference(shape, dtype):
 
 
 @pytest.mark.parametrize("name", ["wkv_grad", "wkv_grad_more"])
-@pytest.mark.parametrize("backend", cases.BACKENDS)
+@pytest.mark.parametrize("backend", ["c", "torch"])
 def test_golden(golden_ops, name, backend):
     stored = torch.load(golden_ops / f"{name}.pt", weights_only=True)
     groups = [stored] if "gy" in stored else list((stored.get("cases") or stored).values())
@@ -179,11 +179,12 @@ def test_kept_buffers_made_in_inference_mode_serve_training():
 @pytest.mark.parametrize("decay", ["chunks", "tokens_strong"])
 @pytest.mark.parametrize("serial_threads", [0, 10**6], ids=["parallel", "serial"])
 def test_blocks_do_not_change_the_result(monkeypatch, decay, serial_threads):
-    _, u, k, v = cases.make_inputs((5, 40, 150), torch.float64)
-    inputs, grad_output = (DECAYS[decay](150, 40).double(), u, k, v), torch.randn(5, 40, 150)
+    shape = _, length, channels = (3, 40, 21)
+    _, u, k, v = cases.make_inputs(shape, torch.float64)
+    inputs, grad_output = (DECAYS[decay](channels, length).double(), u, k, v), torch.randn(shape)
     whole = testing.gradients(run, inputs, grad_output)
     monkeypatch.setattr(torch_chunked, "SERIAL_THREADS", serial_threads)
-    for size in (1, 40 * 150 * 2, 1 << 20):
+    for size in (1, length * channels * 2, 1 << 20):
         monkeypatch.setattr(torch_chunked, "BLOCK", size)
         monkeypatch.setattr(torch_chunked, "SERIAL", size)
         for a, b in zip(testing.gradients(run, inputs, grad_output), whole, strict=True):

@@ -18,7 +18,7 @@ _op = Operator(
     "bi_wkv",
     package=__package__,
     tensors=("w", "u", "k", "v"),
-    backends={"c": "c_kernels", "torch": "torch_chunked"},
+    backends={"triton": "triton_kernels", "c": "c_kernels", "torch": "torch_chunked"},
     reference=bi_wkv_ref,
     fake=_fake,
     fold=(-1, -1, -1, -1),

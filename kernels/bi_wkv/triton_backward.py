@@ -128,7 +128,7 @@ def bi_wkv_bwd_kernel_out(
     BC: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Incoming sums and incoming adjoint sums -> gk, gv (B, T, C), contiguous, and every chunk's part of gw and gu, (B * chunks, C, 2)."""
+    """Incoming sums and incoming adjoint sums -> gk, gv (B, T, C), contiguous, and every chunk's part of gw and gu, (B * chunks, 2, C)."""
     pair, batch, chunk, c = place(tl.program_id(0), chunks, C, BC)
     live = c < C
     ACC: tl.constexpr = incoming.dtype.element_ty
@@ -173,19 +173,18 @@ def bi_wkv_bwd_kernel_out(
             gvs = (gv_row.to(gv.dtype.element_ty),) + gvs
             gks = ((gv_row * vs[j] - p * (s_sums[j] + s_sum)).to(gk.dtype.element_ty),) + gks
             r_sum, s_sum = r_sum * lam + rs[j], s_sum * lam + ss[j]
-        store_chunk(gv, batch, chunk, c, T, C, stack(gvs, L), L)
-        store_chunk(gk, batch, chunk, c, T, C, stack(gks, L), L)
+        gv_tile, gk_tile = stack(gvs, L), stack(gks, L)
     else:
         i = tl.arange(0, L)[:, None]
-        gv_tile, gk_tile = tl.zeros((L, BC), ACC), tl.zeros((L, BC), ACC)
+        gv_sum, gk_sum = tl.zeros((L, BC), ACC), tl.zeros((L, BC), ACC)
         t = 0
         while (t < L) & (chunk * L + t < T):
             _, _, _, y, weights, left_share, right_share = softmax_at(t, k_tile, v_tile, w, u, left, right, L)
             g = tl.load(gy + batch * GB + (chunk * L + t) * GT + c * GC, mask=live, other=0.0).to(ACC)
             share = weights * g[None, :]
             slope = share * (v_tile - y[None, :])
-            gv_tile += share
-            gk_tile += slope
+            gv_sum += share
+            gk_sum += slope
             gu += tl.sum(tl.where(i == t, slope, 0.0), axis=0)
             gw -= tl.sum(tl.where(i == t, 0.0, (tl.abs(i - t) - 1) * slope), axis=0)
             gw -= g * (t * left_share * (left[2] - y * left[3]) + (L - 1 - t) * right_share * (right[2] - y * right[3]))
@@ -196,14 +195,15 @@ def bi_wkv_bwd_kernel_out(
             steps = (L - 1 - i) if side else i
             share = exp((k_tile + key_out[None, :]) - (n_out[None, :] + steps) * w[None, :])
             slope = share * (v_tile * r_out[None, :] - s_out[None, :])
-            gv_tile += share * r_out[None, :]
-            gk_tile += slope
+            gv_sum += share * r_out[None, :]
+            gk_sum += slope
             gw -= tl.sum(steps * slope, axis=0)
             gw -= L * exp((key_x + key_out) - (n_x + n_out + L) * w) * (r_out * num_x - s_out * den_x)
-        store_chunk(gv, batch, chunk, c, T, C, gv_tile, L)
-        store_chunk(gk, batch, chunk, c, T, C, gk_tile, L)
-    pointers = partial + (pair * C + c)[:, None] * 2 + tl.arange(0, 2)[None, :]
-    tl.store(pointers, tl.join(gw, gu), mask=live[:, None])
+        gv_tile, gk_tile = gv_sum.to(gv.dtype.element_ty), gk_sum.to(gk.dtype.element_ty)
+    store_chunk(gv, batch, chunk, c, T, C, gv_tile, L)
+    store_chunk(gk, batch, chunk, c, T, C, gk_tile, L)
+    tl.store(partial + pair * 2 * C + c, gw, mask=live)
+    tl.store(partial + (pair * 2 + 1) * C + c, gu, mask=live)
 
 
 def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -214,11 +214,11 @@ def backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, gy: Tensor) -> tuple[Te
     plan, k, v, gy = Plan(k, longest=16), readable(k), readable(v), readable(gy)
     flat_w, flat_u = w.contiguous(), u.contiguous()
     incoming = incoming_states(plan, flat_w, flat_u, k, v)
-    totals, partial = plan.new(2, 4), plan.new(2)
+    totals, partial = plan.states(), plan.new(2, plan.channels)
     sizes = (*plan.sizes, *k.stride(), *v.stride(), *gy.stride())
     config = dict(HALF=k.element_size() == v.element_size() == 2, **plan.config)
     launch(bi_wkv_bwd_kernel_totals, plan.grid, k, v, gy, flat_w, flat_u, incoming, totals, *sizes, **config)
     adjoints = plan.scan(totals, flat_w)
     launch(bi_wkv_bwd_kernel_out, plan.grid, k, v, gy, flat_w, flat_u, incoming, adjoints, gk, gv, partial, *sizes, **config)
-    gw, gu = (partial[..., i].sum(0).to(x.dtype) for i, x in enumerate((w, u)))
+    gw, gu = (partial[:, i].sum(0).to(x.dtype) for i, x in enumerate((w, u)))
     return gw, gu, gk, gv

@@ -199,7 +199,11 @@ class Plan:
         self.like = k
 
     def new(self, *sizes: int) -> Tensor:
-        return self.like.new_empty(self.batch * self.chunks, self.channels, *sizes, dtype=accumulator(self.like))
+        return self.like.new_empty(self.batch * self.chunks, *sizes, dtype=accumulator(self.like))
+
+    def states(self) -> Tensor:
+        """Memory for two states of every chunk and channel."""
+        return self.new(self.channels, 2, 4)
 
     def scan(self, totals: Tensor, w: Tensor) -> Tensor:
         """Sums of chunks -> incoming states."""
@@ -211,7 +215,7 @@ class Plan:
 
 def incoming_states(plan: Plan, w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The prefix and suffix sums that enter every chunk."""
-    totals = plan.new(2, 4)
+    totals = plan.states()
     launch(bi_wkv_fwd_kernel_totals, plan.grid, k, v, w, u, totals, *plan.sizes, *k.stride(), *v.stride(), **plan.config)
     return plan.scan(totals, w)
 
