@@ -53,8 +53,8 @@ def forward(
     _, step = _step_size(x, dt, dt_bias, dt_softplus)
     y, state = _core(x, step, A, B, C, D, initial_states, causal)
     if z is not None:
-        y = y.mul_(F.silu(z.to(y.dtype)))
-    return y.to(x.dtype), state
+        y.mul_(F.silu(z.to(y.dtype)))
+    return y.to(x.dtype).contiguous(), state
 
 
 def backward(
@@ -89,7 +89,8 @@ def backward(
         gbias = gstep.sum((0, 1)).to(dt_bias.dtype)
     if initial_states is not None:
         ginitial = ginitial.to(initial_states.dtype, copy=True)
-    return gx, gstep.to(dt.dtype), gA.to(A.dtype), gB, gC, gD, gz, gbias, ginitial if initial_states is not None else None
+    grads = (gx, gstep.to(dt.dtype), gA.to(A.dtype), gB, gC, gD, gz, gbias, None if initial_states is None else ginitial)
+    return tuple(None if g is None else g.contiguous() for g in grads)
 
 
 def _step_size(x: Tensor, dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> tuple[Tensor, Tensor]:
@@ -143,9 +144,16 @@ class _NonCausal:
         if self.D is not None:
             gx.addcmul_(gy.to(self.work), self.D.to(self.work).reshape(self.heads, -1))
         pairs = zip((gB, gC), self.dtypes, strict=True)
-        gB, gC = (t.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format) for t, dtype in pairs)
+        gB, gC = (t.transpose(1, 2).to(dtype) for t, dtype in pairs)
         gA = (weight * self.step).sum((0, 1)) * self.A.sign()
-        return gx.to(self.x.dtype), weight * self.A.abs(), gA, gB, gC, gstate.reshape(self.x.shape[0], self.heads, self.size, -1)
+        return (
+            gx.to(self.x.dtype),
+            weight * self.A.abs(),
+            gA,
+            gB,
+            gC,
+            gstate.reshape(self.x.shape[0], self.heads, self.size, self.B.shape[3]),
+        )
 
 
 class _Causal:
@@ -285,7 +293,7 @@ class _Causal:
         gdt.addcmul_(glog, self.A)
         gx, gdt, gB, gC = (self._join(t) for t in (gx, gdt, gB, gC))
         initial = after[:, 0].reshape(self.batch, self.groups * self.heads, self.size, self.states)
-        return gx.flatten(2, 3), gdt.flatten(2, 3), gA, gB.contiguous(), gC.contiguous(), initial
+        return gx.flatten(2, 3), gdt.flatten(2, 3), gA, gB, gC, initial
 
     def _chunk_gradients(self, part: slice, g: Tensor, enter: Tensor, leave: Tensor) -> tuple[Tensor, ...]:
         """gx, u . x, gl, gB and gC of the chunks of `part`; g (k, L, G, h, P), states (k, G, h P, N)."""
