@@ -28,7 +28,7 @@ _op = Operator(
     package=__package__,
     tensors=("u", "delta", "A", "B", "C", "D?", "delta_bias?"),
     statics=("bool delta_softplus",),
-    backends={"torch": "torch_cross"},
+    backends={"triton": "triton_cross", "torch": "torch_cross"},
     reference=cross_selective_scan_ref,
     fake=_fake,
 )
