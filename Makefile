@@ -10,7 +10,7 @@ quickstart: .venv/.installed
 	$(BIN)/python tools/compare.py $(QUICKSTART) --out work_dirs/quickstart --fresh
 
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadgroup
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -13,6 +13,11 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is left alone with them in the end."""
+    items.sort(key=lambda item: "test_kernel_compile" not in item.nodeid)
+
+
 def _folder(variable: str, default: str) -> Path:
     path = Path(os.environ.get(variable, ROOT / default)).resolve()
     if not path.is_dir():

@@ -11,6 +11,8 @@ from PIL import Image
 
 from linescan.profiling import read_rows
 
+pytestmark = pytest.mark.xdist_group("compare")  # one worker: the tests share a fixture that trains or builds
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = [f"hybrid-{mixer}-test_segformer_1xb8-400_shapes-128x128" for mixer in ("bi-wkv", "attention")]
 LENGTHS = [f"{split}_dataloader.dataset.length={n}" for split, n in (("train", 8), ("val", 2), ("test", 3))]

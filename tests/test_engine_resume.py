@@ -11,6 +11,8 @@ import torch
 from linescan.engine import CheckpointError, read_checkpoint, run_train
 from linescan.engine.testing import read_losses, toy_config
 
+pytestmark = pytest.mark.xdist_group("engine_resume")  # one worker: the tests share a fixture that trains or builds
+
 
 def recorder(work_dir, **kwargs):
     return [dict(type="LossRecorder", file=f"{work_dir}/losses", **kwargs)]

@@ -153,6 +153,8 @@ def test_importing_is_free():
         f"folders = {FOLDERS}"
         + """
 import importlib, torch, timm, mmengine.runner, mmseg.models, mmseg.apis, matplotlib.figure
+
+pytestmark = pytest.mark.xdist_group("packaging")  # one worker: the tests share a fixture that trains or builds
 events = []
 forbidden = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo")
 def watch(event, args):

@@ -15,6 +15,8 @@ from linescan.segmentation.datasets import CamVidDataset
 from linescan.segmentation.inference import Predictor, find_images, predict_files
 from linescan.segmentation.visualization import overlay
 
+pytestmark = pytest.mark.xdist_group("predict")  # one worker: the tests share a fixture that trains or builds
+
 CONFIG = "configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb4-10k_camvid-360x480.py"
 OPTIONS = {"model.backbone.arch": "test", "model.decode_head.channels": 16}
 PALETTE = CamVidDataset.METAINFO["palette"]
