@@ -6,7 +6,7 @@ With g = gy silu(z), a_t = exp(dt_t A) and x_t = dt_t u_t the adjoint of the sta
     gC_t = sum_d g_t h_t      gB_t = sum_d x_t G_t      gA = sum_t dt_t T_t h_{t-1}
     gu_t = D g_t + dt_t sum_n G_t B_t      gdt_t = u_t sum_n G_t B_t + sum_n A T_t h_{t-1}
 
-States are not stored: the first pass leaves every MARK-th one, the second recomputes MARK steps from it and goes back over them.
+States are not stored: the first pass leaves every S-th one, the second recomputes S steps from it and goes back over them.
 """
 
 import triton
@@ -15,7 +15,7 @@ import triton.language as tl
 from .triton_forward import block_of_channels
 from .triton_tiles import load_rows, load_weights, sigmoid, spread, step_size, store_rows, sum_channels, sum_states
 
-OPAQUE = ["su_d", "su_l", "sd_d", "sd_l", "sz_d", "sz_l", "sg_d", "sg_l", "sA_d", "sA_n", "sB_n", "sC_n", "ss_d", "sp_n"]
+OPAQUE = ["su_d", "su_l", "sd_d", "sd_l", "sz_d", "sz_l", "sg_d", "sg_l", "sA_d", "sA_n", "sB_n", "sC_n", "ss_d"]
 
 
 @triton.jit
@@ -37,16 +37,19 @@ def selective_scan_bwd_kernel_states(
     su_b, su_d, su_l, sd_b, sd_d, sd_l, sz_b, sz_d, sz_l, sg_b, sg_d, sg_l,
     sA_d, sA_n, sB_b, sB_g, sB_n, sB_l, sC_b, sC_g, sC_n, sC_l, ss_d,
     channels, length_w, chunk_length, blocks, per_group, group_channels, chunks,
-    N: tl.constexpr, NP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, MARK: tl.constexpr, W: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, NS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, W: tl.constexpr,
     SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One chunk from zero, both ways in one sweep: the state at its end and the adjoint at its start, which is the sum of C_t g_t under the
-    decay from the start to t. Every MARK-th state and the step sizes summed up to it are kept as marks."""
+    decay from the start to t. Every S-th state and the step sizes summed up to it are kept as marks.
+
+    A program holds NS of the NP states; grid axis 2 runs over the parts. The first part writes what all of them know.
+    """
     M: tl.constexpr = R * 32
     length = length_w * W
     batch, _block, group, channel, mask = block_of_channels(blocks, per_group, group_channels, M)
     chunk = tl.program_id(1)
-    n = tl.arange(0, NP)
+    n = tl.program_id(2) * NS + tl.arange(0, NS)
     tile_channel = spread(channel, R)
     tile_mask = spread(mask, R) & (n[None, :, None] < N)
     rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=tile_mask, other=0.0).to(ACC) * 1.4426950408889634
@@ -61,17 +64,18 @@ def selective_scan_bwd_kernel_states(
     B += batch * sB_b + group * sB_g
     C += batch * sC_b + group * sC_g
     at = n[None, :, None] * channels + tile_channel * ss_d
+    writes = mask & (tl.program_id(2) == 0)
     total = tl.zeros((M,), ACC)
-    h = tl.zeros((32, NP, R), ACC)
-    k = tl.zeros((32, NP, R), ACC)
-    decay = tl.zeros((32, NP, R), ACC) + 1.0
+    h = tl.zeros((32, NS, R), ACC)
+    k = tl.zeros((32, NS, R), ACC)
+    decay = tl.zeros((32, NS, R), ACC) + 1.0
     start = chunk * chunk_length
     end = tl.minimum(start + chunk_length, length)
     while start < end:
         start = tl.multiple_of(start, S)
-        mark = batch * ((length + MARK - 1) // MARK) + start // MARK
-        tl.store(marks + mark * NP * channels + at, h, mask=tile_mask & (start % MARK == 0))
-        tl.store(mark_sums + mark * channels + channel * ss_d, total, mask=mask & (start % MARK == 0))
+        mark = batch * ((length + S - 1) // S) + start // S
+        tl.store(marks + mark * NP * channels + at, h, mask=tile_mask)
+        tl.store(mark_sums + mark * channels + channel * ss_d, total, mask=writes)
         us = load_rows(u, channel * su_d * W, su_l, start, length, mask, S, W, ACC)
         raws = load_rows(delta, channel * sd_d * W, sd_l, start, length, mask, S, W, ACC)
         gs = load_rows(gy, channel * sg_d * W, sg_l, start, length, mask, S, W, ACC)
@@ -89,7 +93,7 @@ def selective_scan_bwd_kernel_states(
     row = batch * chunks + chunk
     tl.store(states + row * NP * channels + at, h, mask=tile_mask)
     tl.store(adjoints + row * NP * channels + at, k, mask=tile_mask)
-    tl.store(sums + row * channels + channel * ss_d, total, mask=mask)
+    tl.store(sums + row * channels + channel * ss_d, total, mask=writes)
 
 
 @triton.jit
@@ -111,12 +115,12 @@ def states_of_steps(
 def selective_scan_bwd_kernel_grads(
     u, delta, A, B, C, D, z, bias, gy, states, adjoints, marks, mark_sums, gu, gdelta, gz, gA, gB, gC, gD, gbias,
     su_b, su_d, su_l, sd_b, sd_d, sd_l, sz_b, sz_d, sz_l, sg_b, sg_d, sg_l,
-    sA_d, sA_n, sB_b, sB_g, sB_n, sB_l, sC_b, sC_g, sC_n, sC_l, ss_d, sp_n,
+    sA_d, sA_n, sB_b, sB_g, sB_n, sB_l, sC_b, sC_g, sC_n, sC_l, ss_d,
     channels, length_w, chunk_length, blocks, per_group, group_channels, chunks,
-    N: tl.constexpr, NP: tl.constexpr, NT: tl.constexpr, R: tl.constexpr, S: tl.constexpr, W: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, W: tl.constexpr,
     SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk, S steps at a time from its end to its start; within S steps, NT states at a time.
+    """Gradients of one chunk, S steps at a time from its end to its start; within S steps, one state at a time.
 
     Between two visits the adjoint and the gradient of A of a state lie in memory, in `adjoints` and `gA`, not in registers.
     """
@@ -139,7 +143,11 @@ def selective_scan_bwd_kernel_grads(
         z += batch * sz_b * W
     B += batch * sB_b + group * sB_g
     C += batch * sC_b + group * sC_g
-    out = (batch * channels + channel) * length
+    gu += batch * channels * length
+    gdelta += batch * channels * length
+    if z is not None:
+        gz += batch * channels * length
+    out = channel * length
     gD_sum = tl.zeros((M,), ACC)
     gbias_sum = tl.zeros((M,), ACC)
     first = chunk * chunk_length
@@ -165,9 +173,9 @@ def selective_scan_bwd_kernel_grads(
             s2 = s2 + (tl.zeros((M,), ACC),)
             ys = ys + (skip * us[j],)
         part = (batch * blocks + block) * length + start
-        for k in range(NP // NT):
-            n = k * NT + tl.arange(0, NT)
-            valid = spread(mask, R) & (n[None, :, None] < N)
+        for k in range(N):
+            n = k + tl.arange(0, 1)
+            valid = spread(mask, R)
             at = n[None, :, None] * channels + tile_channel * ss_d
             rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=valid, other=0.0).to(ACC) * 1.4426950408889634
             h = tl.load(states + row * NP * channels + at, mask=valid, other=0.0) * tl.exp2(spread(before, R) * rate)
@@ -184,8 +192,8 @@ def selective_scan_bwd_kernel_grads(
                 g = spread(gs[j], R)
                 G += c * g
                 inside = (n < N) & (start + j < length)
-                tl.store(gC + (part + j) * NP + n * sp_n, sum_channels(hs[j + 1] * g), mask=inside)
-                tl.store(gB + (part + j) * NP + n * sp_n, sum_channels(G * spread(xs[j], R)), mask=inside)
+                tl.store(gC + (part + j) * NP + n, sum_channels(hs[j + 1] * g), mask=inside)
+                tl.store(gB + (part + j) * NP + n, sum_channels(G * spread(xs[j], R)), mask=inside)
                 new1 = (s1[j] + sum_states(G * b, R),) + new1
                 G *= decays[j]
                 Gh = G * hs[j]

@@ -13,9 +13,9 @@ from . import triton_forward as fwd
 LANES = 32  # channels that a warp holds side by side
 PROGRAMS = 2048  # one warp each: what a large GPU keeps busy (132 SMs x 16 warps); a constant, so that results do not depend on the device
 SHORTEST_CHUNK = 32
-MOST_STATES = 32  # a thread holds all states of its channels in registers
-MARK = 8  # steps that the backward recomputes at once, from a stored state
-STATES_AT_ONCE = 2  # of a channel, while the backward recomputes them
+MOST_STATES = {torch.float32: 32, torch.float64: 16}  # a thread holds all states of its channels in registers
+STATES_PER_PROGRAM = {torch.float32: 8, torch.float64: 4}  # of a channel, in the backward's first pass, which keeps three tiles of them
+STEPS = 4  # that a program takes at once; the backward keeps the state before every so many
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,13 @@ class Plan:
         return dict(N=self.states, NP=self.padded, R=self.rows, W=self.width, ACC=acc)
 
 
-def plan(tensors, A: Tensor, B: Tensor, rows: int, dtype: torch.dtype) -> Plan:
-    """tensors: those of shape (B, D, L) that are read."""
+def plan(tensors, A: Tensor, B: Tensor, dtype: torch.dtype, most_rows: int) -> Plan:
+    """tensors: those of shape (B, D, L) that are read. Two channels per thread halve the loads of B and C, where there are enough channels
+    and registers for it."""
     batch, channels, length = tensors[0].shape
     states, groups = A.shape[1], B.shape[1]
     width = load_width(tensors, length)
+    rows = most_rows if width > 1 and batch * channels >= 2048 and states <= 16 else 1
     blocks = batch * groups * -(-(channels // groups) // (rows * LANES))
     chunks = max(1, -(-PROGRAMS // max(blocks, 1)))
     chunk_length = max(SHORTEST_CHUNK, -(-length // chunks))
@@ -79,8 +81,9 @@ def plan(tensors, A: Tensor, B: Tensor, rows: int, dtype: torch.dtype) -> Plan:
 
 
 def load_width(tensors, length: int) -> int:
-    """Steps that a thread loads at once: 4 (2 in float64) where every tensor's steps are contiguous and all lines start aligned, else 1."""
-    width = min(4, 16 // max(x.dtype.itemsize for x in tensors))
+    """Steps that a thread loads at once: 4 where every tensor's steps are contiguous and all lines start aligned, else 2 or 1. 1 in
+    float64, which has no registers for more."""
+    width = 1 if any(x.dtype == torch.float64 for x in tensors) else 4
     while width > 1 and (length % width or any(x.stride(2) != 1 or x.stride(0) % width or x.stride(1) % width for x in tensors)):
         width //= 2
     return width
@@ -93,7 +96,9 @@ def line_strides(x: Tensor | None, width: int) -> tuple[int, int, int]:
 
 def unsupported(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> str | None:
     """More states than registers."""
-    return f"the Triton kernels take at most {MOST_STATES} states, got {A.shape[1]}" if A.shape[1] > MOST_STATES else None
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    most = MOST_STATES[dtype]
+    return f"the Triton kernels take at most {most} states in {dtype}, got {A.shape[1]}" if A.shape[1] > most else None
 
 
 def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> tuple[Tensor, Tensor]:
@@ -103,8 +108,8 @@ def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> tuple[
     last = torch.empty(u.shape[0], *A.shape, dtype=dtype, device=u.device)
     D, delta_bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     lines = [x for x in (u, delta, z) if x is not None]
-    p = plan(lines, A, B, forward_rows(u, A), dtype)
-    constants = p.constants | {"SOFTPLUS": delta_softplus, "S": 8 if p.width > 1 else 4}
+    p = plan(lines, A, B, dtype, most_rows=2)
+    constants = p.constants | {"SOFTPLUS": delta_softplus, "S": 1 if dtype == torch.float64 else STEPS}
     su, sd, sz = (line_strides(x, p.width) for x in (u, delta, z))
     states = None
     if p.chunks > 1:
@@ -120,11 +125,6 @@ def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> tuple[
         *su, *sd, *sz, *A.stride(), *B.stride(), *C.stride(), 1, last.stride(2), *p.sizes, num_warps=1, **constants,
     )  # fmt: skip
     return y, last
-
-
-def forward_rows(u: Tensor, A: Tensor) -> int:
-    """Channels per thread: two halve the loads of B and C, where there are enough channels for it."""
-    return 2 if u.shape[0] * u.shape[1] >= 2048 and A.shape[1] <= 16 else 1
 
 
 def scan_chunks(p: Plan, states: Tensor, sums: Tensor, A: Tensor, first: Tensor | None, first_chunk: int, step: int) -> None:
@@ -144,13 +144,13 @@ def backward(u, delta, A, B, C, D, z, delta_bias, gy, glast, delta_softplus: boo
     dtype = torch.promote_types(u.dtype, torch.float32)
     D_, bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     lines = [x for x in (u, delta, z, gy) if x is not None]
-    p = plan(lines, A, B, 1, dtype)
-    constants = p.constants | {"SOFTPLUS": delta_softplus}
+    p = plan(lines, A, B, dtype, most_rows=1)
+    constants = p.constants | {"SOFTPLUS": delta_softplus, "S": STEPS}
 
     def scratch(*shape: int) -> Tensor:
         return torch.empty(p.batch, *shape, dtype=dtype, device=u.device)
 
-    marks = -(-p.length // MARK)
+    marks, part = -(-p.length // STEPS), min(p.padded, STATES_PER_PROGRAM[dtype])
     states, adjoints = (scratch(p.chunks, p.padded, p.channels) for _ in range(2))
     gA = torch.zeros_like(states)
     sums, gD, gbias = (scratch(p.chunks, p.channels) for _ in range(3))
@@ -160,14 +160,14 @@ def backward(u, delta, A, B, C, D, z, delta_bias, gy, glast, delta_softplus: boo
     strides = (s for x in (u, delta, z, gy) for s in line_strides(x, p.width))
     strides = (*strides, *A.stride(), *B.stride(), *C.stride(), 1)
     launch(
-        bwd.selective_scan_bwd_kernel_states, p.grid, u, delta, A, B, C, z, bias, gy, states, adjoints, sums, mark_states, mark_sums,
-        *strides, *p.sizes, num_warps=1, S=4, MARK=MARK, **constants,
+        bwd.selective_scan_bwd_kernel_states, (*p.grid, p.padded // part), u, delta, A, B, C, z, bias, gy, states, adjoints, sums,
+        mark_states, mark_sums, *strides, *p.sizes, num_warps=1, NS=part, **constants,
     )  # fmt: skip
     scan_chunks(p, states, sums, A, None, 0, 1)
     scan_chunks(p, adjoints, sums, A, glast.contiguous(), p.chunks - 1, -1)
     launch(
         bwd.selective_scan_bwd_kernel_grads, p.grid, u, delta, A, B, C, D_, z, bias, gy, states, adjoints, mark_states, mark_sums,
-        gu, gdelta, gz, gA, gB, gC, gD, gbias, *strides, 1, *p.sizes, num_warps=1, S=MARK, NT=min(p.padded, STATES_AT_ONCE), **constants,
+        gu, gdelta, gz, gA, gB, gC, gD, gbias, *strides, *p.sizes, num_warps=1, **constants,
     )  # fmt: skip
     gA = gA.sum((0, 1))[: p.states].t().to(A.dtype)
     gB, gC = (g.sum(2)[..., : p.states].transpose(2, 3).to(x.dtype, memory_format=torch.contiguous_format) for g, x in ((gB, B), (gC, C)))

@@ -50,8 +50,8 @@ def load_rows(ptr, channel, stride, start, length, mask, S: tl.constexpr, W: tl.
     rows = ()
     if W == 1:
         for j in tl.static_range(S):
-            at = ptr + channel + (start + j).to(tl.int64) * stride
-            rows = rows + (tl.load(at, mask=mask & (start + j < length), other=0.0).to(ACC),)
+            at = channel + (start + j).to(tl.int64) * stride
+            rows = rows + (tl.load(ptr + at, mask=mask & (start + j < length), other=0.0).to(ACC),)
     else:
         for j in tl.static_range(0, S, W):
             step = start + j + tl.arange(0, W)
@@ -65,7 +65,7 @@ def store_rows(ptr, channel, rows, start, length, mask, S: tl.constexpr, W: tl.c
     """Writes S rows (M,) to contiguous steps; `channel` and W as in `load_rows`."""
     if W == 1:
         for j in tl.static_range(S):
-            tl.store(ptr + channel + start + j, rows[j].to(ptr.dtype.element_ty), mask=mask & (start + j < length))
+            tl.store(ptr + (channel + (start + j)), rows[j].to(ptr.dtype.element_ty), mask=mask & (start + j < length))
     else:
         for j in tl.static_range(0, S, W):
             part = ()
