@@ -44,9 +44,9 @@ def run(triton_device):
 def sizes_of_terms(inputs, grad_output):
     """RMS per channel of what y, gw, gu, gk, gv would be if nothing cancelled in their sums, in float64: the sums of their terms' sizes.
 
-    With a_ti the weight of token i for token t, gv_i = sum_t a_ti gy_t, gk_i = sum_t a_ti gy_t (v_i - y_t), and gu, gw are sums of gk's terms
-    over t = i, over t != i with the factor |t - i| - 1. In a one-hot softmax v_i - y_t vanishes, and the sum over t cancels wherever gy
-    changes its sign. A weight a = exp(x) counts as a (1 + |x|): rounding x alone changes it by |x| units in the last place.
+    With a_ti the weight of token i for token t, gv_i = sum_t a_ti gy_t, gk_i = sum_t a_ti gy_t (v_i - y_t), and gu, gw are sums of the terms
+    of gk over t = i, over t != i with the factor |t - i| - 1. In a one-hot softmax v_i - y_t vanishes, and the sum over t cancels wherever
+    gy changes its sign. A weight a = exp(x) counts as a (1 + |x|): rounding x alone changes it by |x| units in the last place.
     """
     w, u, k, v, gy = (x.double() for x in (*inputs, grad_output))
     steps = torch.arange(k.shape[1])
@@ -62,9 +62,12 @@ def sizes_of_terms(inputs, grad_output):
 
 
 def assert_every_channel_matches(run, inputs, fast=False):
-    """The rule of `testing`, for each channel by itself: a wrong one is not hidden by the others. Where a result's terms cancel, the
-    roundings that the rule grants are of the terms' size. With `fast`, y gets sqrt(L / 2) roundings more: num and den of a one-hot token carry
-    the same powers exp(-w j), which cancel in y and are rounded in both, 2 L times in a chunk, with random signs."""
+    """The rule of `testing`, for each channel by itself: a wrong one is not hidden by the others.
+
+    Where the terms of a gradient cancel, the roundings that the rule grants are of the size of the terms. With `fast`, y gets sqrt(L / 2)
+    roundings more: num and den of a one-hot token carry the same powers exp(-w j), which cancel in y and are rounded in both, 2 L times in
+    a chunk, with random signs.
+    """
     w, u, k, _ = inputs
     grad_output = torch.randn(k.shape, generator=torch.Generator().manual_seed(0)).to(k.dtype)
     exact = testing.gradients(bi_wkv_ref, inputs, grad_output, torch.float64)
@@ -81,7 +84,7 @@ def assert_every_channel_matches(run, inputs, fast=False):
 
 @pytest.mark.parametrize(("shape", "dtype"), [
     ((2, 2, 3), torch.float32), ((1, 1, 5), torch.float32), ((1, 37, 5), torch.float64), ((1, 37, 5), torch.float16),
-    ((2, 33, 5), torch.bfloat16), ((1, 70, 36), torch.float32),
+    ((2, 33, 5), torch.bfloat16), ((1, 33, 36), torch.float32),
 ])  # fmt: skip
 def test_matches_reference(run, shape, dtype):
     assert_every_channel_matches(run, cases.make_inputs(shape, dtype), fast=True)
@@ -101,8 +104,9 @@ def test_hard_inputs(run, kind):
     assert_every_channel_matches(run, (w, u, k, v), fast=kind == "fast")
 
 
-def test_chunks_of_32_tokens(run, monkeypatch):
-    monkeypatch.setattr(triton_forward, "chunk_length", lambda k, longest: 32)
+@pytest.mark.parametrize("length", [4, 32], ids=["more_chunks_than_are_read_at_once", "chunks_of_large_inputs"])
+def test_other_chunk_lengths(run, monkeypatch, length):
+    monkeypatch.setattr(triton_forward, "chunk_length", lambda k, longest: length)
     assert_every_channel_matches(run, cases.make_inputs((1, 70, 5)), fast=True)
 
 
@@ -116,8 +120,8 @@ def test_absurd_decays_equal_their_limit(run, sign):
 
 def test_keys_far_from_zero_lose_nothing(run):
     """Keys on a grid of 2^-10, so that adding 2^13 is exact: scales must not be rounded apart from their sums."""
-    w, u, k, v = cases.make_inputs((1, 50, 4))
-    k, grad_output = (1024 * k).round() / 1024, torch.randn(1, 50, 4)
+    w, u, k, v = cases.make_inputs((1, 37, 4))
+    k, grad_output = (1024 * k).round() / 1024, torch.randn(1, 37, 4)
     near, far = (testing.gradients(run, (w, u, keys, v), grad_output) for keys in (k, k + 8192))
     for name, a, b in zip(RESULTS, far, near, strict=True):
         testing.assert_close(a, b, 2e-6, name)
@@ -148,9 +152,9 @@ def test_nan_stays_in_its_channel(run, decay):
 
 @pytest.mark.parametrize("decay", [0.0, 3.0])
 def test_every_element_is_written_and_runs_repeat_bitwise(run, decay):
-    w, u, k, v = cases.make_inputs((1, 35, 5))
+    w, u, k, v = cases.make_inputs((1, 19, 5))
     with testing.poisoned_memory():
-        first, second = (testing.gradients(run, (w + decay, u, k, v), torch.ones(1, 35, 5)) for _ in range(2))
+        first, second = (testing.gradients(run, (w + decay, u, k, v), torch.ones(1, 19, 5)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.isfinite().all()
         assert torch.equal(a, b)

@@ -17,7 +17,7 @@ SAFE_DECAY = tl.constexpr(0.9375)  # largest |w| of the fast path: a chunk of 32
 SAFE_BONUS = tl.constexpr(30.0)  # largest |u| of the fast path
 SAFE_GROWTH = tl.constexpr(20.0)  # largest -w T of the fast path: beyond it one scale per chunk cannot serve both directions
 MARGIN = tl.constexpr(8.0)  # a sum keeps its scale until a newcomer is exp(8) heavier: each change of scale costs a rounding
-AHEAD = tl.constexpr(8)  # chunks that the scan over chunks reads at once
+AHEAD = tl.constexpr(8)  # chunks that the scan over chunks reads at once, while it joins as many
 CHANNELS = 32  # channels of a program: one per lane of its only warp
 
 
@@ -168,6 +168,15 @@ def join(n, key, num, den, n2, key2, num2, den2, w):
 
 
 @triton.jit
+def load_states(pointer, pair, step, left, side, c, C):
+    """A tuple of the next AHEAD states of a scan; those behind the last one, `left` of them on, are zeros and not read."""
+    states = ()
+    for i in tl.static_range(AHEAD):
+        states = states + (load_state(state_pointers(pointer, pair + i * step, side, c, C), (c < C) & (i < left)),)
+    return states
+
+
+@triton.jit
 def bi_wkv_kernel_scan(totals, w, incoming, chunks, length, C, BC: tl.constexpr):
     """Sums of chunks of `length` tokens -> the states that enter every chunk. One program per batch, direction and channel block."""
     blocks = tl.cdiv(C, BC)
@@ -181,13 +190,13 @@ def bi_wkv_kernel_scan(totals, w, incoming, chunks, length, C, BC: tl.constexpr)
     key = tl.full((BC,), float("-inf"), ACC)
     pair, step = batch * chunks + side * (chunks - 1), 1 - 2 * side  # the right side runs backwards
     left = chunks
+    ahead = load_states(totals, pair, step, left, side, c, C)
     while left > 0:
-        ahead = ()
-        for i in tl.static_range(AHEAD):
-            ahead = ahead + (load_state(state_pointers(totals, pair + i * step, side, c, C), live & (i < left)),)
+        now = ahead
+        ahead = load_states(totals, pair + AHEAD * step, step, left - AHEAD, side, c, C)
         for i in tl.static_range(AHEAD):
             store_state(state_pointers(incoming, pair + i * step, side, c, C), live & (i < left), n, key, num, den)
-            n2, key2, num2, den2 = ahead[i]
+            n2, key2, num2, den2 = now[i]
             n, key, num, den = join(n + length, key, num, den, n2, key2, num2, den2, w)
         pair += AHEAD * step
         left -= AHEAD
