@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.xdist_group("packaging")  # one worker: the tests share a fixture that trains or builds
+
 OPENMMLAB = re.compile(r"(onedl-)?mm(engine|cv|seg)")
 FOLDERS = ("kernels", "backbones", "engine", "segmentation", "profiling")
 
@@ -153,8 +155,6 @@ def test_importing_is_free():
         f"folders = {FOLDERS}"
         + """
 import importlib, torch, timm, mmengine.runner, mmseg.models, mmseg.apis, matplotlib.figure
-
-pytestmark = pytest.mark.xdist_group("packaging")  # one worker: the tests share a fixture that trains or builds
 events = []
 forbidden = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo")
 def watch(event, args):
