@@ -14,7 +14,7 @@ KWARGS = {"delta_softplus": True}
 SHAPE_NAMES = "B D H W N"
 TEST_SHAPES = ((1, 1, 1, 1, 1), (2, 3, 1, 4, 2), (1, 2, 7, 1, 3), (2, 3, 5, 7, 4), (3, 4, 8, 8, 1), (1, 5, 14, 33, 2), (2, 20, 14, 14, 1))
 CHECK_SHAPE = (2, 12, 19, 14, 4)  # what the benchmark compares with the reference before it times anything
-TRITON_SHAPES = ((1, 1, 1, 1, 1), (2, 3, 1, 4, 2), (1, 2, 7, 1, 1), (1, 33, 3, 3, 1), (1, 17, 2, 3, 5), (1, 2, 3, 12, 1), (2, 3, 3, 5, 2))
+TRITON_SHAPES = ((1, 1, 1, 1, 1), (2, 3, 1, 4, 2), (1, 9, 7, 1, 1), (1, 33, 2, 10, 1), (1, 17, 2, 3, 9), (2, 3, 3, 5, 2))
 # (B, D, H, W, N): the four stages of VMamba-tiny (s1l8, inner width C) at 224 pixels, one state; stage 3 at 1024 pixels; the first
 # release's 16 states
 BENCHMARK_SHAPES = (

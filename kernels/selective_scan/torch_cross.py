@@ -54,6 +54,8 @@ def forward(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Tensor:
 
 def backward(u, delta, A, B, C, D, delta_bias, grad_y, delta_softplus) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D and delta_bias, each in its input's dtype, None for an absent one."""
+    if u.numel() == 0:
+        return empty_gradients(u, delta, A, B, C, D, delta_bias)
     dtype = torch.promote_types(u.dtype, torch.float32)
     gu, gdelta, gB, gC = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C))
     gA, gD, gbias = (None if x is None else torch.zeros_like(x, dtype=dtype) for x in (A, D, delta_bias))
@@ -68,6 +70,11 @@ def backward(u, delta, A, B, C, D, delta_bias, grad_y, delta_softplus) -> tuple[
         gimage[items] = total.transpose(1, 2)
     gA, gD, gbias = (None if g is None else g.to(x.dtype) for g, x in ((gA, A), (gD, D), (gbias, delta_bias)))
     return gu, gdelta, gA, gB, gC, gD, gbias
+
+
+def empty_gradients(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of an image without elements: zeros, for B and C may have some where there are no channels."""
+    return tuple(None if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors)
 
 
 def _backward_way(way, rows, grads, total, items, delta, A, B, C, bias, softplus, gdelta, gA, gB, gC, gbias) -> None:

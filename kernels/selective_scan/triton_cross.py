@@ -10,12 +10,14 @@ from ..triton_runtime import launch
 from . import triton_cross_backward as bwd
 from . import triton_cross_forward as fwd
 from .reference_cross import DIRECTIONS
+from .torch_cross import empty_gradients
 
 WARPS = 2048  # what a large GPU keeps busy (132 SMs x 16 warps); a constant, so that results do not depend on the device
 SHORTEST_CHUNK = 32
+MANY_STATES = 8  # beyond, fewer steps are unrolled in the forward and more channels share a program of columns
 MOST_STATES = 32  # a thread holds all states of a chunk in registers
 STEPS = 4  # of a group: unrolled in every kernel; the backward keeps the state in front of every group
-STATES_AT_ONCE = 2  # while the backward recomputes them
+STATES_AT_ONCE = 1  # while the backward recomputes them
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def accumulator(dtype: torch.dtype):
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int) -> Plan:
-    """images: the tensors (..., L) that are read or written beside u (B, D, H, W)."""
+def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int, most: int) -> Plan:
+    """images: the tensors (..., L) that are read, u (B, D, H, W) among them; most: steps of one load at most."""
     batch, channels, height, width = u.shape
     lines, steps = (width, height) if first else (1, height * width)
     states = A.shape[1]
@@ -83,7 +85,7 @@ def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int) -> Plan:
         block_channels, block_lines = 32, 1
     else:  # neighbours share the sectors of their loads; more channels where sums over them, of every state, are written per program
         block_lines = min(8, 1 << (lines - 1).bit_length())
-        block_channels = (32 if states <= 4 else 128) // block_lines
+        block_channels = (32 if states <= MANY_STATES else 128) // block_lines
     programs = batch * -(-channels // block_channels) * -(-lines // block_lines)
     chunks = max(1, -(-WARPS // (programs * (block_channels * block_lines // 32))))
     chunk_length = max(SHORTEST_CHUNK, -(-steps // chunks))
@@ -98,15 +100,15 @@ def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int) -> Plan:
         padded=1 << (states - 1).bit_length(),
         block_channels=block_channels,
         block_lines=block_lines,
-        width=1 if first else load_width(images, steps),
+        width=1 if first else load_width(images, steps, most),
         chunk_length=chunk_length,
         dtype=dtype,
     )
 
 
-def load_width(images: list[Tensor], length: int) -> int:
-    """Steps that a thread loads at once: 4 (2 in float64) where all rows of all images start aligned, else 1."""
-    width = min(4, 16 // max(x.dtype.itemsize for x in images))
+def load_width(images: list[Tensor], length: int, most: int) -> int:
+    """Steps that a thread loads at once: up to 4 (2 in float64) where all rows of all images start aligned, else 1."""
+    width = min(most, 16 // max(x.dtype.itemsize for x in images))
     while width > 1 and (length % width or any(s % width for x in images for s in x.stride()[:-1])):
         width //= 2
     return width
@@ -140,9 +142,10 @@ def forward(u, delta, A, B, C, D, delta_bias, delta_softplus: bool) -> Tensor:
     image, delta, B, C = (lines_of(x) for x in (u.flatten(2), delta, B, C))
     D, delta_bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     part = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
+    steps = STEPS if A.shape[1] <= MANY_STATES else STEPS // 2
     for first in range(2):
-        p = plan(u, [image, delta], A, first)
-        constants = p.constants | {"SOFTPLUS": delta_softplus, "S": STEPS}
+        p = plan(u, [image, delta], A, first, steps)
+        constants = p.constants | {"SOFTPLUS": delta_softplus, "S": steps}
         strides = (*scaled(image.stride(), p.width), *scaled(delta.stride(), p.width), *A.stride(), *B.stride()[:3])
         states = None
         if p.lines * p.chunks > 1:
@@ -172,7 +175,7 @@ def scan_chunks(p: Plan, states: Tensor, sums: Tensor, A: Tensor, adjoint: bool)
 def backward(u, delta, A, B, C, D, delta_bias, gy, delta_softplus: bool) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D and delta_bias, each in its input's dtype."""
     if u.numel() == 0:
-        return tuple(torch.zeros_like(x) if x is not None else None for x in (u, delta, A, B, C, D, delta_bias))
+        return empty_gradients(u, delta, A, B, C, D, delta_bias)
     dtype = torch.promote_types(u.dtype, torch.float32)
     gu, gdelta, gB, gC = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C))
     gA, gD, gbias = (torch.empty_like(x, memory_format=torch.contiguous_format) if x is not None else None for x in (A, D, delta_bias))
@@ -180,7 +183,7 @@ def backward(u, delta, A, B, C, D, delta_bias, gy, delta_softplus: bool) -> tupl
     D, delta_bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     part = gu if gu.dtype == dtype else torch.empty_like(gu, dtype=dtype)
     for first in range(2):
-        p = plan(u, [image, grad, delta], A, first)
+        p = plan(u, [image, grad, delta], A, first, STEPS)
         found = backward_pair(p, image, delta, A, B, C, D, delta_bias, grad, part, gu, gdelta, delta_softplus)
         for target, source in zip((gA, gD, gbias), found[:3], strict=True):
             if target is not None:

@@ -12,8 +12,17 @@ States are not stored: the pass before leaves every S-th one, and here S steps a
 import triton
 import triton.language as tl
 
-from .triton_cross_forward import OPAQUE, accumulate, load_rates, load_steps, load_weights, place, store_steps
-from .triton_tiles import sigmoid, step_size
+from .triton_cross_forward import (
+    OPAQUE,
+    accumulate,
+    exponential,
+    load_rates,
+    load_steps,
+    load_weights,
+    place,
+    step_size,
+    store_steps,
+)
 
 
 @triton.jit
@@ -86,7 +95,7 @@ def cross_selective_scan_bwd_kernel(
             s2 = ()
             for j in tl.static_range(S):
                 step = start + j + r * (S - 1 - 2 * j)
-                dt = tl.where(step < steps, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
+                dt = tl.where(step < steps, step_size(raws[j] + shift, SOFTPLUS, ACC), 0.0)
                 dts = dts + (dt,)
                 xs = xs + (dt * us[j],)
                 s1 = s1 + (tl.zeros((M, 1), ACC),)
@@ -126,6 +135,9 @@ def cross_selective_scan_bwd_kernel(
                 s2 = new2
                 tl.store(adjoints + row * NP * lanes + at, G, mask=valid)
                 tl.store(gA + row * NP * lanes + at, gA_sum, mask=valid)
+            if NP > NT:  # read again, so that they need no registers above
+                us = load_steps(u + batch * su_b * V, channel * su_d, line, lines, start, r, steps, mask, S, V, ACC)
+                raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, r, steps, mask, S, V, ACC)
             gus = ()
             gdeltas = ()
             for j in tl.static_range(S):
@@ -133,7 +145,8 @@ def cross_selective_scan_bwd_kernel(
                 graw = us[j] * s1[j] + s2[j] * 0.6931471805599453
                 if SOFTPLUS:
                     raw = raws[j] + shift
-                    graw = tl.where(raw > 20, graw, graw * sigmoid(raw))
+                    e = exponential(-tl.abs(raw))
+                    graw = tl.where(raw > 20, graw, graw * tl.where(raw >= 0, 1.0, e) / (1 + e))
                 gdeltas = gdeltas + (graw,)
                 gD_sum += gs[j] * us[j]
                 gbias_sum += tl.where(start + j + r * (S - 1 - 2 * j) < steps, graw, 0.0)

@@ -16,7 +16,7 @@ a thread several lines and spread the states over threads.
 import triton
 import triton.language as tl
 
-from .triton_tiles import columns, step_size, tile_of
+from .triton_tiles import columns, log1p_of_exp, tile_of
 
 OPAQUE = ["lines", "unit", "adjoint", "first_direction", "sA_d", "sA_n", "sB_n", "sC_n", "sW_n"]
 
@@ -30,6 +30,24 @@ def place(channels, blocks, line_blocks, lines, unit, BD: tl.constexpr, BW: tl.c
     channel = block * BD + i // BW
     line = (program % line_blocks * BW + i % BW) * unit
     return (program // line_blocks // blocks).to(tl.int64), block, channel.to(tl.int64), line, (channel < channels) & (line < lines)
+
+
+@triton.jit
+def exponential(x):
+    """exp(x) for x <= 0 to about one rounding: exp2(x log2(e)) alone would round a large exponent and so a small step size."""
+    x = tl.where(x < -1000, -1000.0, x)
+    k = tl.floor(x * 1.4426950408889634 + 0.5)
+    rest = (x - k * 0.693359375) + k * 2.121944400546906e-4  # x - k log(2) in two parts, the first of them exact
+    return tl.exp2(k) * tl.exp2(rest * 1.4426950408889634)
+
+
+@triton.jit
+def step_size(raw, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
+    """raw, or softplus of it: linear above 20, as PyTorch has it."""
+    if SOFTPLUS:
+        return tl.where(raw > 20, raw, tl.maximum(raw, 0) + log1p_of_exp(exponential(-tl.abs(raw)), ACC))
+    else:
+        return raw
 
 
 @triton.jit
@@ -148,7 +166,7 @@ def cross_selective_scan_kernel_states(
             raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, down, steps, mask, S, V, ACC)
             for j in tl.static_range(S):
                 step = start + j + down * (S - 1 - 2 * j)
-                dt = tl.where(step < steps, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
+                dt = tl.where(step < steps, step_size(raws[j] + shift, SOFTPLUS, ACC), 0.0)
                 total += dt
                 w = load_weights(weight + batch * sW_b + k * sW_k, n, sW_n, step * lines + line, mask & (step < steps), N, ACC)
                 decay = tl.exp2(dt * rate)
@@ -239,7 +257,7 @@ def cross_selective_scan_kernel_out(
             for j in tl.static_range(S):
                 step = start + j + r * (S - 1 - 2 * j)
                 inside = mask & (step < steps)
-                dt = tl.where(step < steps, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
+                dt = tl.where(step < steps, step_size(raws[j] + shift, SOFTPLUS, ACC), 0.0)
                 b = load_weights(B + batch * sB_b + k * sB_k, n, sB_n, step * lines + line, inside, N, ACC)
                 c = load_weights(C + batch * sC_b + k * sC_k, n, sC_n, step * lines + line, inside, N, ACC)
                 h = h * tl.exp2(dt * rate) + b * (dt * us[j])
