@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_forward import before_softplus, decay_weights, dot, fading, load_steps, place, through_gate, tile, times_sigmoid
+from .triton_forward import before_softplus, decay_weights, dot, fading, growing, load_steps, place, through_gate, through_softplus, tile
 
 
 @triton.jit
@@ -101,8 +101,9 @@ def ssd_bwd_kernel_dt(
         right += tl.load(sums_ptr + (part * 3 + 1) * plane + at * L + rows)
         through += tl.load(through_ptr + part * (plane // L) + at)
         part += 1
-    left, right = (left * tl.exp2(high))[None, :], (right * dt)[None, :]
-    through *= tl.exp2(tl.load(steps_ptr + at * L + L - 1))
+    left, right = (left * growing(high, low))[None, :], (right * dt)[None, :]
+    last = steps_ptr + at * L + L - 1
+    through *= growing(tl.load(last), tl.load(last + plane))
     a, gA, gbias = tl.load(A_ptr + h).to(tl.float32), 0.0, 0.0
     m_0 = 0
     while m_0 < L:  # 32 at a time: Triton 3.6 cannot compile a sum over a product of 64 rows for sm_100
@@ -119,7 +120,7 @@ def ssd_bwd_kernel_dt(
             part += 1
         if SOFTPLUS:
             raw = before_softplus(dt_ptr + b * dt_b + c * L * dt_t + h * dt_h, bias_ptr, dt_t, m, m_ok, h, HAS_BIAS)
-            gdt = tl.where(raw > 20.0, gdt, times_sigmoid(gdt, raw))
+            gdt = through_softplus(gdt, raw)
         gdt = tl.where(m_ok, gdt, 0.0)
         gbias += tl.sum(gdt, 0)
         tl.store(gdt_ptr + (b * length + c * L) * heads + h + m * heads, gdt, mask=m_ok)
@@ -159,7 +160,7 @@ def ssd_bwd_kernel_bc(
             z_at = b * z_b + c * L * z_t + h * z_h
             g = through_gate(g_ptr + b * g_b + c * L * g_t + h * g_h, g_t, z_ptr, z_at, z_t, rows, p, row_ok, p_ok, GATED)
             enter = tile(enter_ptr + slot, states, p, n, p_ok, n_ok)
-            gC += dot(g.to(tl.float32) * tl.exp2(high)[:, None], enter, ROUND, DOT, PRECISION)
+            gC += dot(g.to(tl.float32) * growing(high, low)[:, None], enter, ROUND, DOT, PRECISION)
             x = tile(x_ptr + b * x_b + c * L * x_t + h * x_h, x_t, rows, p, row_ok, p_ok)
             products += dot(g, tl.trans(x), ROUND, DOT, PRECISION)
             leave = tile(leave_ptr + slot + size * states, states, p, n, p_ok, n_ok)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1440.0)  # smallest l, in powers of two: below the smallest float32, and finite
 
 
@@ -25,14 +26,40 @@ def tile(pointer, stride, rows, cols, row_ok, col_ok):
 
 
 @triton.jit
+def growing(high, low):
+    """2^(high + low), so exp(Lam_t). The low part is too small to be added to the high one, and small enough for 2^low = 1 + low ln 2."""
+    return tl.exp2(high) * (1.0 + low * LN2)
+
+
+@triton.jit
+def power(log):
+    """2^log of a finite float64 to the last digit of float32: rounding log itself would cost |log| / 2^24."""
+    high = log.to(tl.float32)
+    return growing(high, (log - high.to(tl.float64)).to(tl.float32))
+
+
+@triton.jit
+def falling(x):
+    """exp(-|x|), which is zero anyway where |x| > 200."""
+    return power(tl.where(tl.abs(x) > 200.0, -200.0, -tl.abs(x)).to(tl.float64) * LOG2E)
+
+
+@triton.jit
 def softplus(x):
     """log(1 + e^x) and x itself above 20; log1p(u) = 2 atanh(u / (2 + u)), whose series keeps small results exact (9 terms, u <= 1)."""
-    u = tl.exp2(-tl.abs(x) * LOG2E)
+    u = falling(x)
     s = u / (2.0 + u)
     q = s * s
     series = 1 / 13 + q * (1 / 15 + q * (1 / 17))
     series = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * series))))
-    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + 2.0 * s * (1.0 + q * series))
+    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + 2.0 * (s + s * (q * series)))
+
+
+@triton.jit
+def through_softplus(g, x):
+    """The gradient g times the derivative of softplus."""
+    u = falling(x)
+    return tl.where(x > 20.0, g, g * tl.where(x < 0.0, u, 1.0) / (1.0 + u))
 
 
 @triton.jit
@@ -112,7 +139,7 @@ def ssd_kernel_states(
     head = b * heads + h
     steps_ptr += (head * count + c) * L
     if ADJOINT:
-        weight = tl.exp2(tl.load(steps_ptr + rows))
+        weight = growing(tl.load(steps_ptr + rows), tl.load(steps_ptr + plane + rows))
     else:
         dt = before_softplus(dt_ptr + b * dt_b + c * L * dt_t + h * dt_h, bias_ptr, dt_t, rows, row_ok, h, HAS_BIAS)
         if SOFTPLUS:
@@ -121,13 +148,13 @@ def ssd_kernel_states(
         log = dt.to(tl.float64) * (tl.load(A_ptr + h).to(tl.float64) * LOG2E)
         log = tl.where(log < LOWEST, LOWEST, log)
         sums, total = tl.cumsum(log, 0), tl.sum(log, 0)
-        weight = tl.exp2((total - sums).to(tl.float32)) * dt
+        weight = power(total - sums) * dt
         if tl.program_id(1) + tl.program_id(2) == 0:
             high = sums.to(tl.float32)
             tl.store(steps_ptr + rows, high)
             tl.store(steps_ptr + plane + rows, (sums - high.to(tl.float64)).to(tl.float32))
             tl.store(steps_ptr + 2 * plane.to(tl.int64) + rows, dt)
-            tl.store(decay_ptr + head * count + c, tl.exp2(total.to(tl.float32)))
+            tl.store(decay_ptr + head * count + c, power(total))
     x_ptr += b * x_b + c * L * x_t + h * x_h
     x = through_gate(x_ptr, x_t, z_ptr, b * z_b + c * L * z_t + h * z_h, z_t, rows, p, row_ok, p_ok, GATED)
     x = x.to(tl.float32) * weight[:, None]
@@ -204,7 +231,7 @@ def ssd_kernel_out(
             y += dot(C, tl.trans(tile(state_ptr, states, p, n, p_ok, n_ok)), ROUND, DOT, PRECISION)
             n_0 += BN
         x = tile(x_ptr + b * x_b + c * L * x_t + h * x_h, x_t, rows, p, row_ok, p_ok)
-        y = y * tl.exp2(high)[:, None] + dot(weights, x, ROUND, DOT, PRECISION)
+        y = y * growing(high, low)[:, None] + dot(weights, x, ROUND, DOT, PRECISION)
         if HAS_D:
             y += x.to(tl.float32) * tl.load(D_ptr + h * D_h + p * D_p, mask=p_ok, other=0.0).to(tl.float32)[None, :]
         out = ((b * length + c * L) * heads + h) * size + rows[:, None] * (heads * size) + p[None, :]
