@@ -22,7 +22,7 @@ TEST_SHAPES = (
     (1, 257, 2, 8),
 )  # odd lengths, whole chunks, one token more; odd head sizes and Vision-RWKV-6's
 CHECK_SHAPE = (2, 300, 2, 16)  # what the benchmark compares with the reference before it times anything
-TRITON_SHAPES = ((1, 1, 1, 4), (2, 2, 1, 3), (1, 15, 2, 8), (1, 33, 1, 17), (1, 64, 1, 16), (1, 100, 2, 20))
+TRITON_SHAPES = ((1, 1, 1, 4), (2, 2, 1, 3), (1, 15, 2, 8), (1, 33, 1, 17), (1, 64, 1, 16), (1, 100, 1, 20))
 # Vision-RWKV-6 has heads of 64 channels: stride 16 of small at 1024 pixels, alone and in a batch, of tiny at 512 and 224, of base at 1024
 BENCHMARK_SHAPES = ((1, 4096, 6, 64), (8, 4096, 6, 64), (2, 1024, 3, 64), (8, 196, 3, 64), (1, 4096, 12, 64))
 COMPILE_SHAPES = tuple((1, 4096, 384 // d, d) for d in (64, 32, 128))

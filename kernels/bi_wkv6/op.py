@@ -18,7 +18,7 @@ _op = Operator(
     "bi_wkv6",
     package=__package__,
     tensors=("r", "k", "v", "w", "u"),
-    backends={"torch": "torch_chunked"},
+    backends={"triton": "triton_kernels", "torch": "torch_chunked"},
     peers={"fla": "peer_fla"},
     reference=bi_wkv6_ref,
     fake=_fake,
