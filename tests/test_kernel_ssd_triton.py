@@ -27,12 +27,14 @@ def both(op, names=NAMES, softplus=True, **options):
 
 
 def check(inputs, names=NAMES, softplus=True):
-    """The rule of `testing`; forgiven is, in the sum over tokens that dt_bias gets, one rounding of each of its terms."""
+    """The rule of `testing`. The gradient of dt_bias is the sum over tokens of those of dt, which obey the rule one by one: where they
+    cancel, what they may err by, added up as independent errors, is forgiven."""
     reference = both(ssd_ref, names, softplus)
     torch.manual_seed(0)
-    terms = testing.gradients(reference, inputs, torch.randn_like(reference(*(x.double() for x in inputs))), torch.float64)[2]
-    rounding = testing.UNIT[inputs[0].dtype] * terms.abs().sum((0, 1)).square().mean().sqrt()
-    floors = [1e-26] + [1e-26 + (rounding.item() if n == "dt_bias" else 0.0) for n in names]
+    grad_output = torch.randn_like(reference(*(x.double() for x in inputs)))
+    exact, same = (testing.gradients(reference, inputs, grad_output, dtype)[2].double() for dtype in (torch.float64, None))
+    summed = 2 * (same - exact).square().sum((0, 1)).mean().sqrt().item()
+    floors = [1e-26] + [1e-26 + (summed if n == "dt_bias" else 0.0) for n in names]
     testing.assert_matches_reference(both(ssd, names, softplus, backend="triton"), reference, inputs, names, floors=floors)
 
 
@@ -42,8 +44,13 @@ def everything(inputs):
     return (*outputs, *triton_kernels.backward(*inputs, *(torch.ones_like(x) for x in outputs), True, True))
 
 
-@pytest.mark.parametrize("shape", [*cases.TRITON_SHAPES, TILED])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, dtype) for shape in (*cases.TRITON_SHAPES, TILED) for dtype in (torch.float32, torch.bfloat16)),
+        *((shape, torch.float16) for shape in cases.TRITON_SHAPES[:3]),
+    ],
+)
 def test_matches_reference(shape, dtype):
     check(cases.make_inputs(shape, dtype, DEVICE))
 
@@ -85,9 +92,9 @@ def test_a_bias_does_not_leak_through_the_padded_tail():
 
 @pytest.mark.parametrize("where", ["x", "dt", "z", "initial_states"])
 def test_nan_stays_in_its_head(where):
-    clean = cases.make_inputs((1, 9, 4, 3, 2, 4), torch.float32, DEVICE)
+    clean = cases.make_inputs((1, 5, 4, 2, 2, 3), torch.float32, DEVICE)
     dirty = [x.clone() for x in clean]
-    dirty[NAMES.index(where)][(0, 1) if where == "initial_states" else (0, 4, 1)] = torch.nan
+    dirty[NAMES.index(where)][(0, 1) if where == "initial_states" else (0, 2, 1)] = torch.nan
     for name, a, b in zip(("y", "last", *NAMES), everything(dirty), everything(clean), strict=True):
         dim = 0 if name in ("A", "D", "dt_bias") else 1 if name in ("last", "initial_states") else 2
         keep = torch.tensor([1] if name in "BC" else [0, 2, 3], device=DEVICE)
@@ -97,7 +104,7 @@ def test_nan_stays_in_its_head(where):
 
 
 def test_runs_repeat_bitwise_and_write_every_element():
-    inputs = cases.make_inputs((2, 9, 2, 5, 2, 6), torch.float32, DEVICE)
+    inputs = cases.make_inputs((2, 5, 2, 5, 2, 6), torch.float32, DEVICE)
     with testing.poisoned_memory():
         runs = [everything(inputs) for _ in range(2)]
     for a, b in zip(*runs, strict=True):
@@ -107,7 +114,7 @@ def test_runs_repeat_bitwise_and_write_every_element():
 
 
 def test_strided_inputs_and_an_expanded_gradient():
-    inputs = cases.make_inputs((2, 9, 2, 5, 2, 6), torch.float32, DEVICE)
+    inputs = cases.make_inputs((2, 5, 2, 5, 2, 6), torch.float32, DEVICE)
     swaps = {"dt": (1, 2), "C": (1, 3), "z": (1, 2), "initial_states": (2, 3), "D": (0, 1)}
     views = [
         x.transpose(*swaps[n]).contiguous().transpose(*swaps[n]) if n in swaps else testing.strided(x) if n in "xB" else x
