@@ -44,9 +44,9 @@ def run(triton_device):
 def sizes_of_terms(inputs, grad_output):
     """RMS per channel of what y, gw, gu, gk, gv would be if nothing cancelled in their sums, in float64: the sums of their terms' sizes.
 
-    With a_ti the weight of token i for token t, gv_i = sum_t a_ti gy_t, gk_i = sum_t a_ti gy_t (v_i - y_t), and gu, gw are sums of the terms
-    of gk over t = i, over t != i with the factor |t - i| - 1. In a one-hot softmax v_i - y_t vanishes, and the sum over t cancels wherever
-    gy changes its sign. A weight a = exp(x) counts as a (1 + |x|): rounding x alone changes it by |x| units in the last place.
+    With a_ti the weight of token i for token t, gv_i = sum_t a_ti gy_t, gk_i = sum_t a_ti gy_t (v_i - y_t); gu and gw are sums of the terms
+    of gk over t = i, and over t != i with the factor |t - i| - 1. In a one-hot softmax v_i - y_t vanishes, and the sum over t cancels
+    wherever gy changes its sign. A weight a = exp(x) counts as a (1 + |x|): rounding x alone changes it by |x| units in the last place.
     """
     w, u, k, v, gy = (x.double() for x in (*inputs, grad_output))
     steps = torch.arange(k.shape[1])
@@ -104,10 +104,18 @@ def test_hard_inputs(run, kind):
     assert_every_channel_matches(run, (w, u, k, v), fast=kind == "fast")
 
 
-@pytest.mark.parametrize("length", [4, 32], ids=["more_chunks_than_are_read_at_once", "chunks_of_large_inputs"])
-def test_other_chunk_lengths(run, monkeypatch, length):
+@pytest.mark.parametrize(
+    ("length", "tokens", "decays", "fast"),
+    [
+        (4, 105, (-0.9, -0.5, 0.01), False),  # growth by exp(94) in all, and more chunks than the scan reads at once
+        (32, 70, (0.9375, -0.25, 0.01), True),  # the chunks of large inputs, at the border of what is safe
+        (32, 40, (4.0, 3.0, 0.01), False),
+    ],
+)
+def test_other_chunk_lengths(run, monkeypatch, length, tokens, decays, fast):
     monkeypatch.setattr(triton_forward, "chunk_length", lambda k, longest: length)
-    assert_every_channel_matches(run, cases.make_inputs((1, 70, 5)), fast=True)
+    _, u, k, v = cases.make_inputs((1, tokens, 3))
+    assert_every_channel_matches(run, (torch.tensor(decays), u, k, v), fast)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
