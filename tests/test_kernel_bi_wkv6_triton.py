@@ -94,9 +94,9 @@ def test_hard_decays_on_tensor_cores(run, tensor_cores, monkeypatch, dtype):
 
 
 def test_many_chunks_match_chunked_pytorch(run, monkeypatch):
-    """More chunks than the scan over them loads at once."""
-    monkeypatch.setattr(triton_kernels, "CHUNK", 16)
-    inputs, grad_output = cases.make_inputs((1, 150, 1, 4)), torch.randn(1, 150, 1, 4)
+    """More chunks than the scan over them loads at once, and pairs of tokens on both sides of a chunk of several blocks."""
+    monkeypatch.setattr(triton_kernels, "CHUNK", 32)
+    inputs, grad_output = cases.make_inputs((1, 280, 1, 4)), torch.randn(1, 280, 1, 4)
     expected = testing.gradients(lambda *x: bi_wkv6(*x, backend="torch"), inputs, grad_output, torch.float64)
     for name, a, e in zip(("y", *NAMES), testing.gradients(run, inputs, grad_output), expected, strict=True):
         testing.assert_close(a, e, testing.TOLERANCE[torch.float32], name)
