@@ -12,7 +12,7 @@ k  log-weight ("key") of a token
 v  value of a token
 
 The weights of one token sum to one, so y is a convex combination of v: a softmax over log-weights, which is how it is computed here. The
-official CUDA kernel adds 1e-6 to the normalised denominator and computes other weights beyond 32 tokens; neither is part of the definition.
+official CUDA kernel adds 1e-6 to the normalised denominator and computes other weights (README.md); neither is part of the definition.
 """
 
 import torch
