@@ -50,13 +50,13 @@ def without_softplus(inputs):
     return u, 0.2 * delta.abs(), A, B, C, D, z, 0.01 * bias.abs()
 
 
-def check(inputs, backend, softplus=True, without=(), floors=None):
+def check(inputs, backend, softplus=True, without=()):
     """Values, last state and all gradients of a backend against the reference."""
     softplus = softplus and "softplus" not in without
     names = [n for n in NAMES if n not in without]
     tensors = [x for n, x in zip(NAMES, inputs, strict=True) if n in names]
     testing.assert_matches_reference(
-        both(selective_scan, names, softplus, backend=backend), both(selective_scan_ref, names, softplus), tensors, names, floors=floors
+        both(selective_scan, names, softplus, backend=backend), both(selective_scan_ref, names, softplus), tensors, names
     )
 
 
@@ -93,14 +93,6 @@ def test_every_argument_is_optional_that_may_be(without, backend):
     inputs = cases.make_inputs((2, 6, 37, 3, 2))
     left = OPTIONS[without]
     check(without_softplus(inputs) if "softplus" in left else inputs, backend, without=left)
-
-
-@pytest.mark.skipif("triton" not in OPERATOR.own, reason="no Triton kernels")
-@pytest.mark.parametrize("shape", cases.TRITON_SHAPES)
-def test_triton_matches_reference(shape):
-    if reason := OPERATOR.why_not("triton", "cpu"):
-        pytest.skip(reason)
-    check(cases.make_inputs(shape), "triton")
 
 
 @pytest.mark.parametrize("name", ["torch", "c", "reference"])
@@ -161,7 +153,7 @@ def hard(name, inputs):
     elif name == "rate_huge":
         A = 1e4 * A
     elif name == "growing":
-        A = -0.3 * A
+        A, bias = -0.3 * A, torch.full_like(bias, -2.5)  # alike in all channels: otherwise the error is that of a single number
     elif name == "growing_far":  # up to 1e30 at the end
         delta, bias, A, softplus = torch.full_like(delta, 69.0 / length), torch.zeros_like(bias), torch.ones_like(A), False
     elif name == "equal":
@@ -177,27 +169,13 @@ HARD = (
 )
 
 
-def hard_floors(inputs, softplus):
-    """Forgiven: an exponential of float32's smallest normal number instead of zero; and in the sum over delta_bias one rounding of every
-    term, multiplied by the exponent where states grow, for that is what a rounding of A comes to."""
-    _, delta, A, *_, bias = (x.double() for x in inputs)
-    step = delta + bias[:, None]
-    step = torch.nn.functional.softplus(step) if softplus else step
-    exponent = (step.sum(-1)[..., None] * A).amax().clamp(min=1)
-    op = both(selective_scan_ref, NAMES, softplus)
-    torch.manual_seed(0)
-    terms = testing.gradients(op, inputs, torch.randn_like(op(*(x.double() for x in inputs))), torch.float64)[2]
-    rounding = testing.UNIT[torch.float32] * exponent * terms.abs().sum((0, 2)).square().mean().sqrt()
-    return [1e-26] * len(NAMES) + [1e-26 + rounding.item()]
-
-
 @pytest.mark.parametrize("length", [75, 300])
 @pytest.mark.parametrize("name", HARD)
 def test_hard_inputs(name, length, backend):
     inputs, softplus = hard(name, cases.make_inputs((2, 4, length, 3, 2)))
     reference = both(selective_scan_ref, NAMES, softplus)(*inputs)
     assert reference.isfinite().all()
-    check(inputs, backend, softplus, floors=hard_floors(inputs, softplus))
+    check(inputs, backend, softplus)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -375,50 +353,3 @@ def test_decays_that_underflow_leave_no_nan(backend):
     testing.assert_matches_reference(
         both(selective_scan, names, False, backend=backend), both(selective_scan_ref, names, False), inputs, names
     )
-
-
-# ------------------------------------------------------------------------------------------------------------------------------ bad input
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(delta=torch.zeros(1, 4, 6)), r"delta must have shape \(B, D, L\) = \(1, 4, 5\), got \(1, 4, 6\)"),
-        (dict(A=torch.zeros(3, 2)), r"A must have shape \(D, N\).*got \(3, 2\)"),
-        (dict(B=torch.zeros(1, 3, 5)), r"B must have shape \(B, N, L\).*got \(1, 3, 5\)"),
-        (dict(B=torch.zeros(4, 2)), r"B must have shape \(B, N, L\) or \(B, G, N, L\), got \(4, 2\); weights that are constant in time"),
-        (dict(C=torch.zeros(4, 2)), r"C\[None, :, :, None\].expand"),
-        (dict(C=torch.zeros(1, 2, 2, 5)), "B and C must have the same number of groups, got 1 and 2"),
-        (dict(B=torch.zeros(1, 3, 2, 5), C=torch.zeros(1, 3, 2, 5)), "groups of B and C must divide the 4 channels of u, got 3 groups"),
-        (dict(B=torch.zeros(1, 0, 2, 5), C=torch.zeros(1, 0, 2, 5)), "groups of B and C must divide the 4 channels of u, got 0 groups"),
-        (dict(A=torch.zeros(4, 0), B=torch.zeros(1, 0, 5), C=torch.zeros(1, 0, 5)), "A must have at least one state"),
-        (dict(D=torch.zeros(3)), r"D must have shape \(D,\) = \(4,\), got \(3,\)"),
-        (dict(delta_bias=torch.zeros(4, 1)), r"delta_bias must have shape \(D,\).*got \(4, 1\)"),
-        (dict(z=torch.zeros(1, 4, 6)), r"z must have shape .*got \(1, 4, 6\)"),
-    ],
-)
-def test_bad_input(change, message):
-    inputs = dict(u=torch.zeros(1, 4, 5), delta=torch.zeros(1, 4, 5), A=torch.zeros(4, 2), B=torch.zeros(1, 2, 5), C=torch.zeros(1, 2, 5))
-    with pytest.raises(ValueError, match=message):
-        selective_scan(**(inputs | change))
-
-
-def test_constant_weights_as_the_message_says():
-    """B and C of shape (D, N), expanded to a group per channel, and their gradients."""
-    u, delta, A, *_ = cases.make_inputs((2, 4, 30, 3, 1), torch.float64)
-    constant = [torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-
-    def run(op, **options):
-        def call(u, delta, A, B, C):
-            B, C = (x[None, :, :, None].expand(2, -1, -1, 30) for x in (B, C))
-            return op(u, delta, A, B, C, delta_softplus=True, **options)
-
-        return testing.gradients(call, (u, delta, A, *constant), torch.ones_like(u))
-
-    for a, b in zip(run(selective_scan, backend="torch"), run(selective_scan_ref), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
-
-
-def test_bytes_moved():
-    assert cases.bytes_moved((2, 6, 5, 3, 2), torch.bfloat16, "fwd") == 2 * 5 * 2 * (4 * 6 + 2 * 2 * 3)
-    assert cases.bytes_moved((2, 6, 5, 3, 2), torch.float32, "fwdbwd") == 2 * 5 * 4 * (11 * 6 + 6 * 2 * 3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from linescan.kernels import testing
-from linescan.kernels.selective_scan import cases, selective_scan_ref
+from linescan.kernels.selective_scan import cases, selective_scan, selective_scan_ref
 
 pytest.importorskip("triton")
 from linescan.kernels import triton_runtime
@@ -12,7 +12,8 @@ from linescan.kernels.selective_scan import triton_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available() and not triton_runtime.INTERPRETED, reason="no GPU and no interpreter")
-SHAPES = ((1, 3, 1, 2, 1), (2, 2, 2, 1, 2), (1, 5, 15, 4, 1), (1, 2, 40, 3, 1))  # one step, groups, no multiple of a load, two chunks
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+HARD = ("step_1e4", "no_step", "rate_1e4", "growing", "gate_1e4")
 
 
 def inputs_of(shape, dtype=torch.float32):
@@ -38,6 +39,19 @@ def grads_of(inputs):
     return torch.randn_like(u), torch.randn(u.shape[0], *A.shape, dtype=last, device=u.device)
 
 
+def check(inputs):
+    """y, last state and all gradients by the rule of `testing`, through the public function."""
+
+    def vector(op, **options):
+        def call(*tensors):
+            y, last = op(*tensors, delta_softplus=True, return_last_state=True, **options)
+            return torch.cat((y.flatten(), last.flatten().to(y.dtype)))
+
+        return call
+
+    testing.assert_matches_reference(vector(selective_scan, backend="triton"), vector(selective_scan_ref), inputs, cases.INPUTS)
+
+
 def assert_same(actual, expected, tolerance):
     for name, a, e in zip(("y", "last", *cases.INPUTS), actual, expected, strict=True):
         assert (a is None) == (e is None), name
@@ -46,11 +60,41 @@ def assert_same(actual, expected, tolerance):
             testing.assert_close(a, e, tolerance, name)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "dtype"), [(s, d) for s in cases.TRITON_SHAPES for d in DTYPES if d == torch.float32 or s[2] < 20])
 def test_matches_reference(shape, dtype):
-    inputs = inputs_of(shape, dtype)
-    assert_same(*both(inputs, grads_of(inputs)), {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2**-7}[dtype])
+    check(inputs_of(shape, dtype))
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_inputs(name):
+    """Long steps both ways, states that do not decay or grow, saturated gates; two chunks."""
+    u, delta, A, B, C, D, z, bias = inputs_of((1, 4, 34, 1, 1))
+    sign = torch.where(torch.arange(34, device=DEVICE) % 3 > 0, 1.0, -1.0).expand_as(delta)
+    if name == "step_1e4":
+        delta = 1e4 * sign
+    elif name == "no_step":
+        delta = delta.masked_fill(sign < 0, -torch.inf)
+    elif name == "rate_1e4":
+        A = 1e4 * A
+    elif name == "growing":
+        A, bias = -0.3 * A, torch.full_like(bias, -2.5)
+    elif name == "gate_1e4":
+        z = 1e4 * z.sign()
+    check([u, delta, A, B, C, D, z, bias])
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "z", "A"])
+def test_nan_stays_in_its_channel(name):
+    clean = inputs_of((1, 3, 6, 2, 1))
+    dirty = [x.clone() for x in clean]
+    dirty[cases.INPUTS.index(name)][(1,) if name == "A" else (0, 1, 2)] = torch.nan
+    grads = grads_of(clean)
+    a, b = ((*triton_kernels.forward(*x, True), *triton_kernels.backward(*x, *grads, True)) for x in (dirty, clean))
+    for i, what in enumerate(("y", "last", *cases.INPUTS)):
+        if what not in "BC":  # these sum over all channels of their group
+            dim = 0 if what in ("A", "D", "delta_bias") else 1
+            assert torch.equal(a[i].select(dim, 0), b[i].select(dim, 0)) and torch.equal(a[i].select(dim, 2), b[i].select(dim, 2)), what
+    assert a[0][0, 1].isnan().any()
 
 
 def test_without_optional_arguments_and_softplus():
@@ -108,5 +152,9 @@ def test_launches_stay_inside_the_limits_of_a_grid():
 
 
 def test_more_states_than_registers_are_refused():
-    inputs = inputs_of((1, 2, 3, 64, 1))
-    assert "at most" in triton_kernels.unsupported(*inputs, True)
+    for states, dtype in ((64, torch.float32), (32, torch.float64)):
+        inputs = inputs_of((1, 2, 3, states, 1), dtype)
+        assert "at most" in triton_kernels.unsupported(*inputs, True)
+        with pytest.raises(NotImplementedError, match="at most"):
+            selective_scan(*inputs, backend="triton")
+    assert triton_kernels.unsupported(*inputs_of((1, 2, 3, 32, 1)), True) is None

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .triton_forward import block_of_channels
-from .triton_tiles import load_rows, load_weights, sigmoid, spread, step_size, store_rows, sum_channels, sum_states
+from .triton_tiles import decay, load_rows, load_weights, sigmoid, spread, step_size, store_rows, sum_channels, sum_states
 
 OPAQUE = ["su_d", "su_l", "sd_d", "sd_l", "sz_d", "sz_l", "sg_d", "sg_l", "sA_d", "sA_n", "sB_n", "sC_n", "ss_d"]
 
@@ -52,7 +52,7 @@ def selective_scan_bwd_kernel_states(
     n = tl.program_id(2) * NS + tl.arange(0, NS)
     tile_channel = spread(channel, R)
     tile_mask = spread(mask, R) & (n[None, :, None] < N)
-    rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=tile_mask, other=0.0).to(ACC) * 1.4426950408889634
+    rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=tile_mask, other=0.0).to(ACC)
     shift = tl.zeros((M,), ACC)
     if bias is not None:
         shift = tl.load(bias + channel, mask=mask, other=0.0).to(ACC)
@@ -68,7 +68,7 @@ def selective_scan_bwd_kernel_states(
     total = tl.zeros((M,), ACC)
     h = tl.zeros((32, NS, R), ACC)
     k = tl.zeros((32, NS, R), ACC)
-    decay = tl.zeros((32, NS, R), ACC) + 1.0
+    run = tl.zeros((32, NS, R), ACC) + 1.0
     start = chunk * chunk_length
     end = tl.minimum(start + chunk_length, length)
     while start < end:
@@ -85,10 +85,10 @@ def selective_scan_bwd_kernel_states(
             total += dt
             b = load_weights(B, n, sB_n, sB_l, start, j, length, N, ACC)
             c = load_weights(C, n, sC_n, sC_l, start, j, length, N, ACC)
-            a = tl.exp2(spread(dt, R) * rate)
+            a = decay(dt, rate, R)
             h = h * a + spread(dt * us[j], R) * b
-            decay *= a
-            k += decay * (spread(gs[j], R) * c)
+            run *= a
+            k += run * (spread(gs[j], R) * c)
         start += S
     row = batch * chunks + chunk
     tl.store(states + row * NP * channels + at, h, mask=tile_mask)
@@ -98,13 +98,16 @@ def selective_scan_bwd_kernel_states(
 
 @triton.jit
 def states_of_steps(
-    h, rate, xs, steps, B, n, sB_n, sB_l, start, length, S: tl.constexpr, R: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr
+    h, rate, xs, scaled, B, n, sB_n, sB_l, start, length, S: tl.constexpr, R: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr
 ):
-    """From the state before `start`: tuples of the states before each of S steps, with the one after the last, and of their decays."""
+    """From the state before `start`: tuples of the states before each of S steps, with the one after the last, and of their decays.
+
+    scaled: the step sizes as exp2 takes them, divided by log(2).
+    """
     states = (h,)
     decays = ()
     for j in tl.static_range(S):
-        a = tl.exp2(spread(steps[j], R) * rate)
+        a = tl.exp2(spread(scaled[j], R) * rate)
         h = h * a + spread(xs[j], R) * load_weights(B, n, sB_n, sB_l, start, j, length, N, ACC)
         states = states + (h,)
         decays = decays + (a,)
@@ -160,14 +163,14 @@ def selective_scan_bwd_kernel_grads(
         raws = load_rows(delta, channel * sd_d * W, sd_l, start, length, mask, S, W, ACC)
         gs = load_rows(gy, channel * sg_d * W, sg_l, start, length, mask, S, W, ACC)
         gs = gated_gradient(gs, z, channel * sz_d * W, sz_l, start, length, mask, S, W, ACC)
-        steps = ()
+        scaled = ()
         xs = ()
         s1 = ()
         s2 = ()
         ys = ()
         for j in tl.static_range(S):
             dt = tl.where(start + j < length, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
-            steps = steps + (dt,)
+            scaled = scaled + (dt * 1.4426950408889634,)
             xs = xs + (dt * us[j],)
             s1 = s1 + (tl.zeros((M,), ACC),)
             s2 = s2 + (tl.zeros((M,), ACC),)
@@ -177,12 +180,12 @@ def selective_scan_bwd_kernel_grads(
             n = k + tl.arange(0, 1)
             valid = spread(mask, R)
             at = n[None, :, None] * channels + tile_channel * ss_d
-            rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=valid, other=0.0).to(ACC) * 1.4426950408889634
-            h = tl.load(states + row * NP * channels + at, mask=valid, other=0.0) * tl.exp2(spread(before, R) * rate)
+            rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=valid, other=0.0).to(ACC)
+            h = tl.load(states + row * NP * channels + at, mask=valid, other=0.0) * decay(before, rate, R)
             h += tl.load(marks + mark * NP * channels + at, mask=valid, other=0.0)
             G = tl.load(adjoints + row * NP * channels + at, mask=valid, other=0.0)
-            gA_sum = tl.load(gA + row * NP * channels + at, mask=valid, other=0.0)
-            hs, decays = states_of_steps(h, rate, xs, steps, B, n, sB_n, sB_l, start, length, S, R, N, ACC)
+            gA_part = tl.zeros((32, 1, R), ACC)
+            hs, decays = states_of_steps(h, rate, xs, scaled, B, n, sB_n, sB_l, start, length, S, R, N, ACC)
             new1 = ()
             new2 = ()
             newy = ()
@@ -200,28 +203,33 @@ def selective_scan_bwd_kernel_grads(
                 new2 = (s2[j] + sum_states(Gh * rate, R),) + new2
                 if z is not None:
                     newy = (ys[j] + sum_states(c * hs[j + 1], R),) + newy
-                gA_sum += Gh * spread(steps[j], R)
+                gA_part += Gh * spread(scaled[j], R)
             s1 = new1
             s2 = new2
             if z is not None:
                 ys = newy
             tl.store(adjoints + row * NP * channels + at, G, mask=valid)
-            tl.store(gA + row * NP * channels + at, gA_sum, mask=valid)
+            gA_sum = tl.load(gA + row * NP * channels + at, mask=valid, other=0.0)
+            tl.store(gA + row * NP * channels + at, gA_sum + gA_part * 0.6931471805599453, mask=valid)
         tl.debug_barrier()
         # what follows reads its inputs again, so that they need no registers above
         us = load_rows(u, channel * su_d * W, su_l, start, length, mask, S, W, ACC)
         raws = load_rows(delta, channel * sd_d * W, sd_l, start, length, mask, S, W, ACC)
         gus = ()
         gdeltas = ()
+        gD_part = tl.zeros((M,), ACC)
+        gbias_part = tl.zeros((M,), ACC)
         for j in tl.static_range(S):
-            gus = gus + (skip * gs[j] + steps[j] * s1[j],)
-            graw = us[j] * s1[j] + s2[j] * 0.6931471805599453
+            gus = gus + (skip * gs[j] + scaled[j] * 0.6931471805599453 * s1[j],)
+            graw = us[j] * s1[j] + s2[j]
             if SOFTPLUS:
                 v = raws[j] + shift
                 graw = tl.where(v > 20, graw, graw * sigmoid(v))
             gdeltas = gdeltas + (graw,)
-            gD_sum += gs[j] * us[j]
-            gbias_sum += tl.where(start + j < length, graw, 0.0)
+            gD_part += gs[j] * us[j]
+            gbias_part += tl.where(start + j < length, graw, 0.0)
+        gD_sum += gD_part  # sums of sums: fewer roundings
+        gbias_sum += gbias_part
         store_rows(gu, out, gus, start, length, mask, S, W)
         store_rows(gdelta, out, gdeltas, start, length, mask, S, W)
         if z is not None:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .triton_tiles import load_rows, load_weights, sigmoid, spread, step_size, store_rows, sum_states
+from .triton_tiles import decay, load_rows, load_weights, sigmoid, spread, step_size, store_rows, sum_states
 
 OPAQUE = ["su_d", "su_l", "sd_d", "sd_l", "sz_d", "sz_l", "sA_d", "sA_n", "sB_n", "sC_n", "ss_d", "sl_n"]
 
@@ -34,7 +34,7 @@ def selective_scan_fwd_kernel_states(
     n = tl.arange(0, NP)
     tile_channel = spread(channel, R)
     tile_mask = spread(mask, R) & (n[None, :, None] < N)
-    rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=tile_mask, other=0.0).to(ACC) * 1.4426950408889634
+    rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=tile_mask, other=0.0).to(ACC)
     shift = tl.zeros((M,), ACC)
     if bias is not None:
         shift = tl.load(bias + channel, mask=mask, other=0.0).to(ACC)
@@ -53,7 +53,7 @@ def selective_scan_fwd_kernel_states(
             dt = tl.where(start + j < length, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
             total += dt
             b = load_weights(B, n, sB_n, sB_l, start, j, length, N, ACC)
-            h = h * tl.exp2(spread(dt, R) * rate) + spread(dt * us[j], R) * b
+            h = h * decay(dt, rate, R) + spread(dt * us[j], R) * b
         start += S
     row = batch * chunks + chunk
     tl.store(states + (row * NP + n[None, :, None]) * channels + tile_channel * ss_d, h, mask=tile_mask)
@@ -75,7 +75,7 @@ def selective_scan_scan_kernel(
     n = index // channels
     channel = (index % channels).to(tl.int64)
     mask = n < N
-    rate = tl.load(A + channel * sA_d + n * sA_n, mask=mask, other=0.0).to(ACC) * 1.4426950408889634
+    rate = tl.load(A + channel * sA_d + n * sA_n, mask=mask, other=0.0).to(ACC)
     h = tl.zeros((M,), ACC)
     if first is not None:
         h = tl.load(first + (batch * channels + channel) * N + n, mask=mask, other=0.0).to(ACC)
@@ -91,7 +91,7 @@ def selective_scan_scan_kernel(
         for j in tl.static_range(U):
             row = batch * chunks + first_chunk + (i + j) * step
             tl.store(states + row * NP * channels + index, h, mask=mask & (i + j < chunks))
-            h = h * tl.exp2(totals[j] * rate) + ends[j]
+            h = h * tl.exp2(totals[j] * 1.4426950408889634 * rate) + ends[j]
         i += U
 
 
@@ -111,7 +111,7 @@ def selective_scan_fwd_kernel_out(
     n = tl.arange(0, NP)
     tile_channel = spread(channel, R)
     tile_mask = spread(mask, R) & (n[None, :, None] < N)
-    rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=tile_mask, other=0.0).to(ACC) * 1.4426950408889634
+    rate = tl.load(A + tile_channel * sA_d + n[None, :, None] * sA_n, mask=tile_mask, other=0.0).to(ACC)
     shift = tl.zeros((M,), ACC)
     skip = tl.zeros((M,), ACC)
     if bias is not None:
@@ -139,7 +139,7 @@ def selective_scan_fwd_kernel_out(
             dt = tl.where(start + j < length, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
             b = load_weights(B, n, sB_n, sB_l, start, j, length, N, ACC)
             c = load_weights(C, n, sC_n, sC_l, start, j, length, N, ACC)
-            h = h * tl.exp2(spread(dt, R) * rate) + spread(dt * us[j], R) * b
+            h = h * decay(dt, rate, R) + spread(dt * us[j], R) * b
             ys = ys + (sum_states(h * c, R) + skip * us[j],)
         if z is not None:
             zs = load_rows(z, channel * sz_d * W, sz_l, start, length, mask, S, W, ACC)

@@ -11,6 +11,7 @@ from . import triton_backward as bwd
 from . import triton_forward as fwd
 
 LANES = 32  # channels that a warp holds side by side
+ROWS = 1  # channels per thread: two halve the loads of B and C, but then some kernels spill
 PROGRAMS = 2048  # one warp each: what a large GPU keeps busy (132 SMs x 16 warps); a constant, so that results do not depend on the device
 SHORTEST_CHUNK = 32
 MOST_STATES = {torch.float32: 32, torch.float64: 16}  # a thread holds all states of its channels in registers
@@ -28,7 +29,6 @@ class Plan:
     states: int
     groups: int
     padded: int  # states, to a power of two
-    rows: int  # channels per thread
     width: int  # steps of one load
     chunk_length: int
     dtype: torch.dtype
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def per_group(self) -> int:
-        return -(-(self.channels // self.groups) // (self.rows * LANES))
+        return -(-(self.channels // self.groups) // (ROWS * LANES))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -62,22 +62,20 @@ class Plan:
     @property
     def constants(self) -> dict[str, object]:
         acc = tl.float64 if self.dtype == torch.float64 else tl.float32
-        return dict(N=self.states, NP=self.padded, R=self.rows, W=self.width, ACC=acc)
+        return dict(N=self.states, NP=self.padded, R=ROWS, W=self.width, ACC=acc)
 
 
-def plan(tensors, A: Tensor, B: Tensor, dtype: torch.dtype, most_rows: int) -> Plan:
-    """tensors: those of shape (B, D, L) that are read. Two channels per thread halve the loads of B and C, where there are enough channels
-    and registers for it."""
+def plan(tensors, A: Tensor, B: Tensor, dtype: torch.dtype) -> Plan:
+    """tensors: those of shape (B, D, L) that are read."""
     batch, channels, length = tensors[0].shape
     states, groups = A.shape[1], B.shape[1]
     width = load_width(tensors, length)
-    rows = most_rows if width > 1 and batch * channels >= 2048 and states <= 16 else 1
-    blocks = batch * groups * -(-(channels // groups) // (rows * LANES))
+    blocks = batch * groups * -(-(channels // groups) // (ROWS * LANES))
     chunks = max(1, -(-PROGRAMS // max(blocks, 1)))
     chunk_length = max(SHORTEST_CHUNK, -(-length // chunks))
     chunk_length = -(-chunk_length // SHORTEST_CHUNK) * SHORTEST_CHUNK
     padded = 1 << (states - 1).bit_length()
-    return Plan(batch, channels, length, states, groups, padded, rows, width, chunk_length, dtype)
+    return Plan(batch, channels, length, states, groups, padded, width, chunk_length, dtype)
 
 
 def load_width(tensors, length: int) -> int:
@@ -108,7 +106,7 @@ def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> tuple[
     last = torch.empty(u.shape[0], *A.shape, dtype=dtype, device=u.device)
     D, delta_bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     lines = [x for x in (u, delta, z) if x is not None]
-    p = plan(lines, A, B, dtype, most_rows=2)
+    p = plan(lines, A, B, dtype)
     constants = p.constants | {"SOFTPLUS": delta_softplus, "S": 1 if dtype == torch.float64 else STEPS}
     su, sd, sz = (line_strides(x, p.width) for x in (u, delta, z))
     states = None
@@ -144,7 +142,7 @@ def backward(u, delta, A, B, C, D, z, delta_bias, gy, glast, delta_softplus: boo
     dtype = torch.promote_types(u.dtype, torch.float32)
     D_, bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     lines = [x for x in (u, delta, z, gy) if x is not None]
-    p = plan(lines, A, B, dtype, most_rows=1)
+    p = plan(lines, A, B, dtype)
     constants = p.constants | {"SOFTPLUS": delta_softplus, "S": STEPS}
 
     def scratch(*shape: int) -> Tensor:

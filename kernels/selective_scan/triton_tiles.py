@@ -89,11 +89,23 @@ def log1p_of_exp(e, ACC: tl.constexpr):
 
 
 @triton.jit
+def exp_minus(x):
+    """exp(-x) for x >= 0 within a rounding or two, as 2^-n exp(r) with |r| <= log(2) / 2: exp2(-x / log 2) alone errs by x roundings.
+
+    log 2 is split in two, so that n times its upper part is exact.
+    """
+    x = tl.where(x > 1000.0, 1000.0, x)
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    r = (n * 0.693359375 - x) - n * 2.1219444005469058e-4
+    return tl.exp2(-n) * tl.exp2(r * 1.4426950408889634)
+
+
+@triton.jit
 def step_size(raw, bias, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
     """delta + bias (M,), and softplus of it where asked for: linear above 20, as PyTorch has it."""
     raw = raw + bias
     if SOFTPLUS:
-        e = tl.exp2(tl.abs(raw) * -1.4426950408889634)
+        e = exp_minus(tl.abs(raw))
         return tl.where(raw > 20, raw, tl.maximum(raw, 0) + log1p_of_exp(e, ACC))
     else:
         return raw
@@ -102,7 +114,7 @@ def step_size(raw, bias, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)) without overflow."""
-    e = tl.exp2(tl.abs(x) * -1.4426950408889634)
+    e = exp_minus(tl.abs(x))
     return tl.where(x >= 0, 1.0, e) / (1 + e)
 
 
@@ -116,6 +128,13 @@ def spread(row, R: tl.constexpr):
 def sum_states(tile, R: tl.constexpr):
     """State tile (32, N, R) -> row (32 R,), within threads."""
     return tl.reshape(tl.trans(tl.sum(tile, 1)), (R * 32,))
+
+
+@triton.jit
+def decay(step, rate, R: tl.constexpr):
+    """exp(step A) of steps (32 R,) and a tile of rates A. The step takes the factor of exp2: a rounding of the rate would act on all steps
+    alike, and add up where states grow."""
+    return tl.exp2(spread(step * 1.4426950408889634, R) * rate)
 
 
 @triton.jit
