@@ -49,6 +49,7 @@ def everything(inputs):
     [
         *((shape, dtype) for shape in (*cases.TRITON_SHAPES, TILED) for dtype in (torch.float32, torch.bfloat16)),
         *((shape, torch.float16) for shape in cases.TRITON_SHAPES[:3]),
+        ((1, 66, 1, 48, 1, 48), torch.bfloat16),  # the tiles and chunks of sizes that are multiples of 16
     ],
 )
 def test_matches_reference(shape, dtype):

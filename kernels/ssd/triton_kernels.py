@@ -19,7 +19,8 @@ from .triton_backward import ssd_bwd_kernel_bc, ssd_bwd_kernel_dt, ssd_bwd_kerne
 from .triton_forward import ssd_kernel_out, ssd_kernel_scan, ssd_kernel_states
 
 LARGEST_HEAD, LARGEST_STATE = 128, 256
-# Channels and states per tile, and warps, by kernel: for bfloat16 factors and for all others. Larger ones spill registers on some GPU.
+# Channels and states per tile, and warps, by kernel: for bfloat16 factors in sizes that are multiples of 16, and for all others.
+# Larger ones spill registers on some GPU.
 TILES = {
     "states": ((64, 64, 4), (16, 16, 4)),
     "out": ((32, 32, 4), (16, 16, 4)),
@@ -82,9 +83,9 @@ class _Launcher:
         self.dt, self.A, self.D, self.bias = dt, A.contiguous(), D, None if dt_bias is None else dt_bias.contiguous()
         self.flags = dict(HAS_BIAS=dt_bias is not None, SOFTPLUS=dt_softplus)
         exact = torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
-        self.half = exact == torch.bfloat16
-        rounded = tl.bfloat16 if self.half else tl.float32
-        self.chunk = 64 if self.half or not gradients else 32  # with 64 the gradients spill registers in float32
+        rounded = tl.bfloat16 if exact == torch.bfloat16 else tl.float32
+        self.wide = exact == torch.bfloat16 and self.size % 16 == self.states % 16 == 0
+        self.chunk = 64 if self.wide or not gradients else 32  # with 64 all other gradients spill registers
         self.precision = dict(
             ROUND=rounded, DOT=tl.float32 if INTERPRETED else rounded, PRECISION="tf32" if exact == torch.float16 else "tf32x3"
         )
@@ -98,7 +99,7 @@ class _Launcher:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
 
     def _options(self, kernel: str) -> dict[str, object]:
-        bp, bn, warps = TILES[kernel][0 if self.half else 1]
+        bp, bn, warps = TILES[kernel][0 if self.wide else 1]
         bp, bn = (min(t, max(16, triton.next_power_of_2(s))) for t, s in ((bp, self.size), (bn, self.states)))
         return dict(L=self.chunk, BP=bp, BN=bn, num_warps=warps, **self.precision)
 
