@@ -14,9 +14,10 @@ from .torch_cross import empty_gradients
 
 WARPS = 2048  # what a large GPU keeps busy (132 SMs x 16 warps); a constant, so that results do not depend on the device
 SHORTEST_CHUNK = 32
-MANY_STATES = 8  # beyond, fewer steps are unrolled in the forward and more channels share a program of columns
+MANY_STATES = 8  # beyond, loads and the groups of the forward are shorter, and more channels share a program of columns
+LARGEST = 2**31  # offsets inside a sample are 32-bit numbers
 MOST_STATES = 32  # a thread holds all states of a chunk in registers
-STEPS = 4  # of a group: unrolled in every kernel; the backward keeps the state in front of every group
+STEPS = 4  # of a group: unrolled; the backward keeps the state in front of every group
 STATES_AT_ONCE = 1  # while the backward recomputes them
 
 
@@ -81,11 +82,10 @@ def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int, most: int) -> P
     lines, steps = (width, height) if first else (1, height * width)
     states = A.shape[1]
     dtype = torch.promote_types(u.dtype, torch.float32)
-    if first == 0:
-        block_channels, block_lines = 32, 1
-    else:  # neighbours share the sectors of their loads; more channels where sums over them, of every state, are written per program
-        block_lines = min(8, 1 << (lines - 1).bit_length())
-        block_channels = (32 if states <= MANY_STATES else 128) // block_lines
+    # Lines that are neighbours share the sectors of their loads. With many states what a program writes for each of them, its sum over
+    # channels, weighs more, and it takes more channels.
+    block_lines = min(8, 1 << (lines - 1).bit_length())
+    block_channels = (32 if states <= MANY_STATES or first == 0 else 128) // block_lines
     programs = batch * -(-channels // block_channels) * -(-lines // block_lines)
     chunks = max(1, -(-WARPS // (programs * (block_channels * block_lines // 32))))
     chunk_length = max(SHORTEST_CHUNK, -(-steps // chunks))
@@ -100,7 +100,7 @@ def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int, most: int) -> P
         padded=1 << (states - 1).bit_length(),
         block_channels=block_channels,
         block_lines=block_lines,
-        width=1 if first else load_width(images, steps, most),
+        width=1 if first or states > MANY_STATES else load_width(images, steps, most),
         chunk_length=chunk_length,
         dtype=dtype,
     )
@@ -115,8 +115,9 @@ def load_width(images: list[Tensor], length: int, most: int) -> int:
 
 
 def lines_of(x: Tensor) -> Tensor:
-    """x (..., L) with contiguous pixels: a copy only where they are not."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """x (..., L) with contiguous pixels and offsets inside a sample below 2^31: a copy only where they are not."""
+    reach = sum((n - 1) * s for n, s in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return x if x.stride(-1) == 1 and reach < LARGEST else x.contiguous()
 
 
 def scaled(strides: tuple[int, ...], width: int) -> tuple[int, ...]:
@@ -128,8 +129,8 @@ def unsupported(u, delta, A, B, C, D, delta_bias, delta_softplus) -> str | None:
     """More states than registers, or more states of one sample than an offset of the kernels can count."""
     if A.shape[1] > MOST_STATES:
         return f"takes at most {MOST_STATES} states, got {A.shape[1]}"
-    if u[0:1].numel() >= 2**31:
-        return f"takes images of less than 2^31 elements, got {tuple(u.shape[1:])}"
+    if DIRECTIONS * u[0:1].numel() * A.shape[1] >= LARGEST:
+        return f"takes images of which 4 D H W N is less than 2^31, got {tuple(u.shape[1:])} and {A.shape[1]} states"
     return None
 
 

@@ -15,14 +15,14 @@ import triton.language as tl
 from .triton_cross_forward import (
     OPAQUE,
     accumulate,
-    exponential,
+    decay_of,
     load_rates,
     load_steps,
     load_weights,
     place,
-    step_size,
     store_steps,
 )
+from .triton_tiles import sigmoid, step_size
 
 
 @triton.jit
@@ -33,15 +33,15 @@ def sum_channels(tile, NT: tl.constexpr, BD: tl.constexpr, BW: tl.constexpr):
 
 @triton.jit
 def states_of_steps(
-    h, rate, xs, dts, B, n, sB_n, start, down, steps, line, lines, mask, S: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr
+    h, rate, us, dts, B, n, sB_n, start, down, steps, line, lines, mask, S: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr
 ):
     """From the state before a group: tuples of the states before each of S steps, with the one after the last, and of their decays."""
     states = (h,)
     decays = ()
     for j in tl.static_range(S):
         step = start + j + down * (S - 1 - 2 * j)
-        a = tl.exp2(dts[j] * rate)
-        h = h * a + xs[j] * load_weights(B, n, sB_n, step * lines + line, mask & (step < steps), N, ACC)
+        a = decay_of(dts[j], rate)
+        h = h * a + (dts[j] * us[j]) * load_weights(B, n, sB_n, step * lines + line, mask & (step < steps), N, ACC)
         states = states + (h,)
         decays = decays + (a,)
     return states, decays
@@ -62,13 +62,14 @@ def cross_selective_scan_bwd_kernel(
     M: tl.constexpr = BD * BW
     batch, block, channel, line, mask = place(channels, blocks, line_blocks, lines, unit, BD, BW)
     steps = steps_v * V
-    lanes = (channels * lines).to(tl.int64)
+    lanes = channels * lines
     lane = channel * lines + line
     own_line = tl.program_id(0) % line_blocks * BW + tl.arange(0, BW)[:, None]
     first = tl.program_id(1) * chunk_length
     groups = (tl.minimum(chunk_length, steps - first) + S - 1) // S
     length = (steps_v * lines).to(tl.int64) * V
-    own = (batch * channels + channel) * (steps_v * lines)
+    own = channel * (steps_v * lines)
+    image = batch * channels * (steps_v * lines) * V
     for r in range(2):
         k = FIRST + 2 * r
         row = (batch * 2 + r) * tl.num_programs(1) + tl.program_id(1)
@@ -78,9 +79,10 @@ def cross_selective_scan_bwd_kernel(
             shift = tl.load(bias + k * channels + channel, mask=mask, other=0.0).to(ACC)
         if D is not None:
             skip = tl.load(D + k * channels + channel, mask=mask, other=0.0).to(ACC)
+        change = gdelta + (batch * 4 + k) * channels * (steps_v * lines) * V
+        sums = ((batch * 2 + r) * blocks + block) * length * NP
         gD_sum = tl.zeros((M, 1), ACC)
         gbias_sum = tl.zeros((M, 1), ACC)
-        own_delta = ((batch * 4 + k) * channels + channel) * (steps_v * lines)
         i = 0
         while i < groups:
             start = tl.multiple_of(first + (groups - 1 - i + r * (2 * i + 1 - groups)) * S, S)
@@ -90,14 +92,12 @@ def cross_selective_scan_bwd_kernel(
             gs = load_steps(gy + batch * sg_b * V, channel * sg_d, line, lines, start, r, steps, mask, S, V, ACC)
             raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, r, steps, mask, S, V, ACC)
             dts = ()
-            xs = ()
             s1 = ()
             s2 = ()
             for j in tl.static_range(S):
                 step = start + j + r * (S - 1 - 2 * j)
-                dt = tl.where(step < steps, step_size(raws[j] + shift, SOFTPLUS, ACC), 0.0)
+                dt = tl.where(step < steps, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
                 dts = dts + (dt,)
-                xs = xs + (dt * us[j],)
                 s1 = s1 + (tl.zeros((M, 1), ACC),)
                 s2 = s2 + (tl.zeros((M, 1), ACC),)
             for t in range(NP // NT):
@@ -105,12 +105,12 @@ def cross_selective_scan_bwd_kernel(
                 valid = mask & (n < N)
                 at = n * lanes + lane
                 rate = load_rates(A, k, channels, channel, n, sA_d, sA_n, valid, ACC)
-                h = tl.load(states + row * NP * lanes + at, mask=valid, other=0.0) * tl.exp2(before * rate)
+                h = tl.load(states + row * NP * lanes + at, mask=valid, other=0.0) * decay_of(before, rate)
                 h += tl.load(marks + mark * NP * lanes + at, mask=valid, other=0.0)
                 G = tl.load(adjoints + row * NP * lanes + at, mask=valid, other=0.0)
                 gA_sum = tl.load(gA + row * NP * lanes + at, mask=valid, other=0.0)
                 hs, decays = states_of_steps(
-                    h, rate, xs, dts, B + batch * sB_b + k * sB_k, n, sB_n, start, r, steps, line, lines, mask, S, N, ACC
+                    h, rate, us, dts, B + batch * sB_b + k * sB_k, n, sB_n, start, r, steps, line, lines, mask, S, N, ACC
                 )
                 new1 = ()
                 new2 = ()
@@ -121,11 +121,10 @@ def cross_selective_scan_bwd_kernel(
                     c = load_weights(C + batch * sC_b + k * sC_k, n, sC_n, step * lines + line, inside, N, ACC)
                     g = gs[j]
                     G += c * g
-                    pixel = ((batch * 2 + r) * blocks + block) * length + step * lines + own_line
-                    to = pixel * NP + n
+                    to = (step * lines + own_line) * NP + n
                     shown = (n < N) & (own_line < lines) & (step < steps)
-                    tl.store(gC + to, sum_channels(hs[j + 1] * g, NT, BD, BW), mask=shown)
-                    tl.store(gB + to, sum_channels(G * xs[j], NT, BD, BW), mask=shown)
+                    tl.store(gC + sums + to, sum_channels(hs[j + 1] * g, NT, BD, BW), mask=shown)
+                    tl.store(gB + sums + to, sum_channels(G * (dts[j] * us[j]), NT, BD, BW), mask=shown)
                     new1 = (s1[j] + tl.sum(G * b, 1, keep_dims=True),) + new1
                     G *= decays[j]
                     Gh = G * hs[j]
@@ -137,21 +136,21 @@ def cross_selective_scan_bwd_kernel(
                 tl.store(gA + row * NP * lanes + at, gA_sum, mask=valid)
             if NP > NT:  # read again, so that they need no registers above
                 us = load_steps(u + batch * su_b * V, channel * su_d, line, lines, start, r, steps, mask, S, V, ACC)
+                gs = load_steps(gy + batch * sg_b * V, channel * sg_d, line, lines, start, r, steps, mask, S, V, ACC)
                 raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, r, steps, mask, S, V, ACC)
             gus = ()
             gdeltas = ()
             for j in tl.static_range(S):
                 gus = gus + (skip * gs[j] + dts[j] * s1[j],)
-                graw = us[j] * s1[j] + s2[j] * 0.6931471805599453
+                graw = us[j] * s1[j] + s2[j]
                 if SOFTPLUS:
                     raw = raws[j] + shift
-                    e = exponential(-tl.abs(raw))
-                    graw = tl.where(raw > 20, graw, graw * tl.where(raw >= 0, 1.0, e) / (1 + e))
+                    graw = tl.where(raw > 20, graw, graw * sigmoid(raw))
                 gdeltas = gdeltas + (graw,)
                 gD_sum += gs[j] * us[j]
                 gbias_sum += tl.where(start + j + r * (S - 1 - 2 * j) < steps, graw, 0.0)
-            accumulate(part, gu, own, gus, line, lines, start, r, steps, mask, FIRST, S, V, ACC)
-            store_steps(gdelta, own_delta, gdeltas, line, lines, start, r, steps, mask, S, V)
+            accumulate(part + image, gu + image, own, gus, line, lines, start, r, steps, mask, FIRST, S, V, ACC)
+            store_steps(change, own, gdeltas, line, lines, start, r, steps, mask, S, V)
             tl.debug_barrier()
             i += 1
         tl.store(gD + row * lanes + lane, gD_sum, mask=mask)

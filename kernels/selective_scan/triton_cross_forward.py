@@ -16,7 +16,7 @@ a thread several lines and spread the states over threads.
 import triton
 import triton.language as tl
 
-from .triton_tiles import columns, log1p_of_exp, tile_of
+from .triton_tiles import columns, step_size, tile_of
 
 OPAQUE = ["lines", "unit", "adjoint", "first_direction", "sA_d", "sA_n", "sB_n", "sC_n", "sW_n"]
 
@@ -29,25 +29,7 @@ def place(channels, blocks, line_blocks, lines, unit, BD: tl.constexpr, BW: tl.c
     block = program // line_blocks % blocks
     channel = block * BD + i // BW
     line = (program % line_blocks * BW + i % BW) * unit
-    return (program // line_blocks // blocks).to(tl.int64), block, channel.to(tl.int64), line, (channel < channels) & (line < lines)
-
-
-@triton.jit
-def exponential(x):
-    """exp(x) for x <= 0 to about one rounding: exp2(x log2(e)) alone would round a large exponent and so a small step size."""
-    x = tl.where(x < -1000, -1000.0, x)
-    k = tl.floor(x * 1.4426950408889634 + 0.5)
-    rest = (x - k * 0.693359375) + k * 2.121944400546906e-4  # x - k log(2) in two parts, the first of them exact
-    return tl.exp2(k) * tl.exp2(rest * 1.4426950408889634)
-
-
-@triton.jit
-def step_size(raw, SOFTPLUS: tl.constexpr, ACC: tl.constexpr):
-    """raw, or softplus of it: linear above 20, as PyTorch has it."""
-    if SOFTPLUS:
-        return tl.where(raw > 20, raw, tl.maximum(raw, 0) + log1p_of_exp(exponential(-tl.abs(raw)), ACC))
-    else:
-        return raw
+    return (program // line_blocks // blocks).to(tl.int64), block, channel, line, (channel < channels) & (line < lines)
 
 
 @triton.jit
@@ -63,18 +45,18 @@ def in_order(rows, S: tl.constexpr, down):
 def load_steps(ptr, channel, line, lines, start, down, steps, mask, S: tl.constexpr, V: tl.constexpr, ACC: tl.constexpr):
     """Steps start .. start + S - 1 as S rows (M, 1) of type ACC, the last one first where down, zero from `steps` on.
 
-    channel: (M, 1) int64 offsets of the channels, divided by V. V > 1: one line, V steps of which are one aligned load of a thread.
+    channel: (M, 1) offsets of the channels, divided by V. V > 1: one line, V steps of which are one aligned load of a thread.
     """
     rows = ()
     if V == 1:
         for j in tl.static_range(S):
             step = start + j + down * (S - 1 - 2 * j)
-            at = ptr + channel + (step * lines + line)
+            at = ptr + (channel + step * lines + line)
             rows = rows + (tl.load(at, mask=mask & (step < steps), other=0.0).to(ACC),)
     else:
         for j in tl.static_range(0, S, V):
             step = start + j + tl.arange(0, V)
-            at = ptr + channel * V + step[None, :]
+            at = ptr + (channel * V + step[None, :])
             tile = columns(tl.load(at, mask=mask & (step < steps)[None, :], other=0.0).to(ACC), V)
             for i in tl.static_range(V):
                 rows = rows + (tl.expand_dims(tile[i], 1),)
@@ -88,7 +70,7 @@ def store_steps(ptr, channel, rows, line, lines, start, down, steps, mask, S: tl
     if V == 1:
         for j in tl.static_range(S):
             step = start + j + down * (S - 1 - 2 * j)
-            at = ptr + channel + (step * lines + line)
+            at = ptr + (channel + step * lines + line)
             tl.store(at, rows[j].to(ptr.dtype.element_ty), mask=mask & (step < steps))
     else:
         rows = in_order(rows, S, down == 1)
@@ -98,7 +80,7 @@ def store_steps(ptr, channel, rows, line, lines, start, down, steps, mask, S: tl
                 part = part + (tl.reshape(rows[j + i], (rows[j + i].shape[0],)),)
             step = start + j + tl.arange(0, V)
             tile = tile_of(part, V).to(ptr.dtype.element_ty)
-            tl.store(ptr + channel * V + step[None, :], tile, mask=mask & (step < steps)[None, :])
+            tl.store(ptr + (channel * V + step[None, :]), tile, mask=mask & (step < steps)[None, :])
 
 
 @triton.jit
@@ -118,13 +100,19 @@ def accumulate(
 @triton.jit
 def load_weights(ptr, n, stride_n, pixel, inside, N: tl.constexpr, ACC: tl.constexpr):
     """B or C of the states n (1, len(n)) at a pixel per thread (M, 1)."""
-    return tl.load(ptr + (n.to(tl.int64) * stride_n + pixel), mask=(n < N) & inside, other=0.0).to(ACC)
+    return tl.load(ptr + (n * stride_n + pixel), mask=(n < N) & inside, other=0.0).to(ACC)
 
 
 @triton.jit
 def load_rates(A, k, channels, channel, n, sA_d, sA_n, valid, ACC: tl.constexpr):
-    """A of direction k in base 2, (M, len(n))."""
-    return tl.load(A + (k * channels + channel) * sA_d + n * sA_n, mask=valid, other=0.0).to(ACC) * 1.4426950408889634
+    """A of direction k, (M, len(n))."""
+    return tl.load(A + ((k * channels + channel) * sA_d + n * sA_n), mask=valid, other=0.0).to(ACC)
+
+
+@triton.jit
+def decay_of(dt, rate):
+    """exp(dt A) of a step (M, 1). The step takes the factor of exp2: a rounding of the rate would be the same in all steps and add up."""
+    return tl.exp2((dt * 1.4426950408889634) * rate)
 
 
 @triton.jit(do_not_specialize=OPAQUE)
@@ -139,7 +127,7 @@ def cross_selective_scan_kernel_states(
     before it receives, with v = gy and weight = C. Not ADJOINT: also the sum of the step sizes, and as marks every S-th state."""
     batch, _block, channel, line, mask = place(channels, blocks, line_blocks, lines, unit, BD, BW)
     steps = steps_v * V
-    lanes = (channels * lines).to(tl.int64)
+    lanes = channels * lines
     lane = channel * lines + line
     n = tl.arange(0, NP)[None, :]
     valid = mask & (n < N)
@@ -166,10 +154,10 @@ def cross_selective_scan_kernel_states(
             raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, down, steps, mask, S, V, ACC)
             for j in tl.static_range(S):
                 step = start + j + down * (S - 1 - 2 * j)
-                dt = tl.where(step < steps, step_size(raws[j] + shift, SOFTPLUS, ACC), 0.0)
+                dt = tl.where(step < steps, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
                 total += dt
                 w = load_weights(weight + batch * sW_b + k * sW_k, n, sW_n, step * lines + line, mask & (step < steps), N, ACC)
-                decay = tl.exp2(dt * rate)
+                decay = decay_of(dt, rate)
                 if ADJOINT:
                     h = (h + w * vs[j]) * decay
                 else:
@@ -195,7 +183,6 @@ def cross_selective_scan_kernel_scan(
     mask = n < N
     lanes = (channels * lines).to(tl.int64)
     rate = tl.load(A + ((first_direction + 2 * r) * channels + channel) * sA_d + n * sA_n, mask=mask, other=0.0).to(ACC)
-    rate *= 1.4426950408889634
     h = tl.zeros((M,), ACC)
     count = lines * chunks
     i = 0
@@ -213,7 +200,7 @@ def cross_selective_scan_kernel_scan(
             c = tl.where(r == adjoint, i + j, count - 1 - i - j)
             row = image * chunks + c % chunks
             tl.store(states + (row * NP + n) * lanes + channel * lines + c // chunks, h, mask=mask & (i + j < count))
-            h = h * tl.exp2(totals[j] * rate) + ends[j]
+            h = h * decay_of(totals[j], rate) + ends[j]
         i += U
 
 
@@ -229,12 +216,13 @@ def cross_selective_scan_kernel_out(
     direction writes y, the others `part`."""
     batch, _block, channel, line, mask = place(channels, blocks, line_blocks, lines, unit, BD, BW)
     steps = steps_v * V
-    lanes = (channels * lines).to(tl.int64)
+    lanes = channels * lines
     n = tl.arange(0, NP)[None, :]
     valid = mask & (n < N)
     first = tl.program_id(1) * chunk_length
     groups = (tl.minimum(chunk_length, steps - first) + S - 1) // S
-    own = (batch * channels + channel) * (steps_v * lines)
+    own = channel * (steps_v * lines)
+    image = batch * channels * (steps_v * lines) * V
     for r in range(2):
         k = FIRST + 2 * r
         rate = load_rates(A, k, channels, channel, n, sA_d, sA_n, valid, ACC)
@@ -247,7 +235,7 @@ def cross_selective_scan_kernel_out(
         h = tl.zeros((BD * BW, NP), ACC)
         if states is not None:
             row = (batch * 2 + r) * tl.num_programs(1) + tl.program_id(1)
-            h = tl.load(states + (row * NP + n) * lanes + channel * lines + line, mask=valid, other=0.0)
+            h = tl.load(states + row * NP * lanes + (n * lanes + channel * lines + line), mask=valid, other=0.0)
         i = 0
         while i < groups:
             start = tl.multiple_of(first + (i + r * (groups - 1 - 2 * i)) * S, S)
@@ -257,11 +245,11 @@ def cross_selective_scan_kernel_out(
             for j in tl.static_range(S):
                 step = start + j + r * (S - 1 - 2 * j)
                 inside = mask & (step < steps)
-                dt = tl.where(step < steps, step_size(raws[j] + shift, SOFTPLUS, ACC), 0.0)
+                dt = tl.where(step < steps, step_size(raws[j], shift, SOFTPLUS, ACC), 0.0)
                 b = load_weights(B + batch * sB_b + k * sB_k, n, sB_n, step * lines + line, inside, N, ACC)
                 c = load_weights(C + batch * sC_b + k * sC_k, n, sC_n, step * lines + line, inside, N, ACC)
-                h = h * tl.exp2(dt * rate) + b * (dt * us[j])
+                h = h * decay_of(dt, rate) + b * (dt * us[j])
                 ys = ys + (tl.sum(h * c, 1, keep_dims=True) + skip * us[j],)
-            accumulate(part, y, own, ys, line, lines, start, r, steps, mask, FIRST, S, V, ACC)
+            accumulate(part + image, y + image, own, ys, line, lines, start, r, steps, mask, FIRST, S, V, ACC)
             i += 1
         tl.debug_barrier()
