@@ -14,10 +14,10 @@ from .torch_cross import empty_gradients
 
 WARPS = 2048  # what a large GPU keeps busy (132 SMs x 16 warps); a constant, so that results do not depend on the device
 SHORTEST_CHUNK = 32
-MANY_STATES = 8  # beyond, loads and the groups of the forward are shorter, and more channels share a program of columns
+MANY_STATES = 8  # beyond, fewer steps are loaded and unrolled at once, and more channels share a program of columns
 LARGEST = 2**31  # offsets inside a sample are 32-bit numbers
 MOST_STATES = 32  # a thread holds all states of a chunk in registers
-STEPS = 4  # of a group: unrolled; the backward keeps the state in front of every group
+STEPS = 4  # that the backward recomputes at once, from a stored state
 STATES_AT_ONCE = 1  # while the backward recomputes them
 
 
@@ -106,6 +106,11 @@ def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int, most: int) -> P
     )
 
 
+def unrolled(states: int) -> int:
+    """Steps that the kernels which hold all states of a chunk unroll."""
+    return STEPS if states <= MANY_STATES else STEPS // 2
+
+
 def load_width(images: list[Tensor], length: int, most: int) -> int:
     """Steps that a thread loads at once: up to 4 (2 in float64) where all rows of all images start aligned, else 1."""
     width = min(most, 16 // max(x.dtype.itemsize for x in images))
@@ -143,7 +148,7 @@ def forward(u, delta, A, B, C, D, delta_bias, delta_softplus: bool) -> Tensor:
     image, delta, B, C = (lines_of(x) for x in (u.flatten(2), delta, B, C))
     D, delta_bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     part = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
-    steps = STEPS if A.shape[1] <= MANY_STATES else STEPS // 2
+    steps = unrolled(A.shape[1])
     for first in range(2):
         p = plan(u, [image, delta], A, first, steps)
         constants = p.constants | {"SOFTPLUS": delta_softplus, "S": steps}
@@ -154,7 +159,7 @@ def forward(u, delta, A, B, C, D, delta_bias, delta_softplus: bool) -> Tensor:
             sums = p.scratch(u.device, p.chunks, p.lanes)
             launch(
                 fwd.cross_selective_scan_kernel_states, p.grid, image, delta, A, B, delta_bias, states, sums, None, None, *strides,
-                *p.sizes, ADJOINT=False, **constants,
+                *p.sizes, ADJOINT=False, MARK=STEPS, **constants,
             )  # fmt: skip
             scan_chunks(p, states, sums, A, adjoint=False)
         launch(
@@ -215,7 +220,7 @@ def backward_pair(p: Plan, u, delta, A, B, C, D, bias, gy, part, gu, gdelta, sof
     ):
         launch(
             fwd.cross_selective_scan_kernel_states, p.grid, value, delta, A, weight, bias, *kept, *strides, *sd, *A.stride(),
-            *weight.stride()[:3], *p.sizes, ADJOINT=adjoint, **constants,
+            *weight.stride()[:3], *p.sizes, ADJOINT=adjoint, MARK=STEPS, **constants | {"S": unrolled(p.states)},
         )  # fmt: skip
         scan_chunks(p, kept[0], sums, A, adjoint)
     launch(

@@ -134,10 +134,11 @@ def cross_selective_scan_bwd_kernel(
                 s2 = new2
                 tl.store(adjoints + row * NP * lanes + at, G, mask=valid)
                 tl.store(gA + row * NP * lanes + at, gA_sum, mask=valid)
-            if NP > NT:  # read again, so that they need no registers above
+            # read again, so that they need no registers above
+            if NP > NT:
                 us = load_steps(u + batch * su_b * V, channel * su_d, line, lines, start, r, steps, mask, S, V, ACC)
                 gs = load_steps(gy + batch * sg_b * V, channel * sg_d, line, lines, start, r, steps, mask, S, V, ACC)
-                raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, r, steps, mask, S, V, ACC)
+            raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, r, steps, mask, S, V, ACC)
             gus = ()
             gdeltas = ()
             for j in tl.static_range(S):

@@ -121,10 +121,10 @@ def cross_selective_scan_kernel_states(
     sv_b, sv_d, sd_b, sd_k, sd_d, sA_d, sA_n, sW_b, sW_k, sW_n,
     channels, steps_v, lines, unit, chunk_length, blocks, line_blocks,
     FIRST: tl.constexpr, ADJOINT: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, BW: tl.constexpr,
-    S: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
+    S: tl.constexpr, MARK: tl.constexpr, V: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What a chunk adds to the state behind it, with v = u and weight = B; or, where ADJOINT, what it adds to the message that the chunk
-    before it receives, with v = gy and weight = C. Not ADJOINT: also the sum of the step sizes, and as marks every S-th state."""
+    before it receives, with v = gy and weight = C. Not ADJOINT: also the sum of the step sizes, and as marks every MARK-th state."""
     batch, _block, channel, line, mask = place(channels, blocks, line_blocks, lines, unit, BD, BW)
     steps = steps_v * V
     lanes = channels * lines
@@ -147,9 +147,10 @@ def cross_selective_scan_kernel_states(
         while i < groups:
             start = tl.multiple_of(first + (i + down * (groups - 1 - 2 * i)) * S, S)
             if marks is not None:
-                mark = (batch * 2 + r) * ((steps + S - 1) // S) + start // S
-                tl.store(marks + mark * NP * lanes + at, h, mask=valid)
-                tl.store(mark_sums + mark * lanes + lane, total, mask=mask)
+                begins = (start // S % (MARK // S) == down * (MARK // S - 1)) | (i == 0)
+                mark = (batch * 2 + r) * ((steps + MARK - 1) // MARK) + start // MARK
+                tl.store(marks + mark * NP * lanes + at, h, mask=valid & begins)
+                tl.store(mark_sums + mark * lanes + lane, total, mask=mask & begins)
             vs = load_steps(v + batch * sv_b * V, channel * sv_d, line, lines, start, down, steps, mask, S, V, ACC)
             raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, down, steps, mask, S, V, ACC)
             for j in tl.static_range(S):
