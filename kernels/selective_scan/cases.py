@@ -23,7 +23,7 @@ TEST_SHAPES = (
     (1, 4, 257, 16, 2),
 )  # odd lengths, whole chunks, one state, a group per channel pair
 CHECK_SHAPE = (2, 32, 300, 4, 2)  # what the benchmark compares with the reference before it times anything
-TRITON_SHAPES = ((1, 3, 1, 2, 1), (1, 4, 2, 1, 2), (1, 4, 9, 4, 2), (1, 5, 35, 3, 1), (1, 4, 70, 1, 1))
+TRITON_SHAPES = ((1, 3, 1, 2, 1), (1, 4, 2, 1, 2), (1, 4, 9, 4, 2), (1, 5, 35, 3, 1), (1, 4, 70, 1, 1), (1, 2, 3, 17, 1))
 # A Mamba mixer of width 384 at stride 16 of 1024 pixels; Vim-small at 224 (196 patches and a class token); the four directions of
 # VMamba-tiny's stages 1 (stride 4) and 3 (stride 16) at 224 pixels, one state; a wide mixer
 BENCHMARK_SHAPES = ((1, 384, 4096, 16, 1), (8, 768, 197, 16, 1), (8, 768, 3136, 1, 4), (8, 3072, 196, 1, 4), (1, 1536, 4096, 16, 1))

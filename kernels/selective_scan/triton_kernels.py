@@ -69,19 +69,23 @@ def plan(tensors, A: Tensor, B: Tensor, dtype: torch.dtype) -> Plan:
     """tensors: those of shape (B, D, L) that are read."""
     batch, channels, length = tensors[0].shape
     states, groups = A.shape[1], B.shape[1]
-    width = load_width(tensors, length)
+    padded = 1 << (states - 1).bit_length()
+    width = 1 if crowded(padded, dtype) else load_width(tensors, length)
     blocks = batch * groups * -(-(channels // groups) // (ROWS * LANES))
     chunks = max(1, -(-PROGRAMS // max(blocks, 1)))
     chunk_length = max(SHORTEST_CHUNK, -(-length // chunks))
     chunk_length = -(-chunk_length // SHORTEST_CHUNK) * SHORTEST_CHUNK
-    padded = 1 << (states - 1).bit_length()
     return Plan(batch, channels, length, states, groups, padded, width, chunk_length, dtype)
 
 
+def crowded(padded: int, dtype: torch.dtype) -> bool:
+    """Whether the states of a channel leave a thread of the forward registers for one step at a time only."""
+    return padded > 16 or dtype == torch.float64
+
+
 def load_width(tensors, length: int) -> int:
-    """Steps that a thread loads at once: 4 where every tensor's steps are contiguous and all lines start aligned, else 2 or 1. 1 in
-    float64, which has no registers for more."""
-    width = 1 if any(x.dtype == torch.float64 for x in tensors) else 4
+    """Steps that a thread loads at once: 4 where every tensor's steps are contiguous and all lines start aligned, else 2 or 1."""
+    width = 4
     while width > 1 and (length % width or any(x.stride(2) != 1 or x.stride(0) % width or x.stride(1) % width for x in tensors)):
         width //= 2
     return width
@@ -107,7 +111,7 @@ def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool) -> tuple[
     D, delta_bias = (x.contiguous() if x is not None else None for x in (D, delta_bias))
     lines = [x for x in (u, delta, z) if x is not None]
     p = plan(lines, A, B, dtype)
-    constants = p.constants | {"SOFTPLUS": delta_softplus, "S": 1 if dtype == torch.float64 else STEPS}
+    constants = p.constants | {"SOFTPLUS": delta_softplus, "S": 1 if crowded(p.padded, dtype) else STEPS}
     su, sd, sz = (line_strides(x, p.width) for x in (u, delta, z))
     states = None
     if p.chunks > 1:
