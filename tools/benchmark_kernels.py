@@ -23,7 +23,7 @@ from linescan.kernels import benchmark
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", default="bi_wkv", help=f"operator: one of {', '.join(benchmark.operators())}")
+    parser.add_argument("--op", help=f"operator: one of {', '.join(benchmark.operators())} (default: bi_wkv; of a compile report, all)")
     parser.add_argument("--mode", nargs="+", default=list(benchmark.MODES), help="fwd, bwd, fwdbwd (default: all)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
     parser.add_argument("--shapes", nargs="+", help="shapes such as 1x4096x384 (default: those of the operator's cases)")
@@ -126,7 +126,8 @@ def main() -> None:
     if args.compile_report:
         from linescan.kernels import compile_report
 
-        sys.exit(1 if compile_report.run(benchmark.operators("triton")) else 0)
+        sys.exit(1 if compile_report.run([args.op] if args.op else benchmark.operators("triton")) else 0)
+    args.op = args.op or "bi_wkv"
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
