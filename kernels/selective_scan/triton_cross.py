@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -84,7 +85,7 @@ def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int, most: int) -> P
     dtype = torch.promote_types(u.dtype, torch.float32)
     # Lines that are neighbours share the sectors of their loads. With many states what a program writes for each of them, its sum over
     # channels, weighs more, and it takes more channels.
-    block_lines = min(8, 1 << (lines - 1).bit_length())
+    block_lines = min(8, triton.next_power_of_2(lines))
     block_channels = (32 if states <= MANY_STATES or first == 0 else 128) // block_lines
     programs = batch * -(-channels // block_channels) * -(-lines // block_lines)
     chunks = max(1, -(-WARPS // (programs * (block_channels * block_lines // 32))))
@@ -97,7 +98,7 @@ def plan(u: Tensor, images: list[Tensor], A: Tensor, first: int, most: int) -> P
         lines=lines,
         steps=steps,
         states=states,
-        padded=1 << (states - 1).bit_length(),
+        padded=triton.next_power_of_2(states),
         block_channels=block_channels,
         block_lines=block_lines,
         width=1 if first or states > MANY_STATES else load_width(images, steps, most),

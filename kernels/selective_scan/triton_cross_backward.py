@@ -138,7 +138,8 @@ def cross_selective_scan_bwd_kernel(
             if NP > NT:
                 us = load_steps(u + batch * su_b * V, channel * su_d, line, lines, start, r, steps, mask, S, V, ACC)
                 gs = load_steps(gy + batch * sg_b * V, channel * sg_d, line, lines, start, r, steps, mask, S, V, ACC)
-            raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, r, steps, mask, S, V, ACC)
+            if NP > NT or V > 1:
+                raws = load_steps(delta + (batch * sd_b + k * sd_k) * V, channel * sd_d, line, lines, start, r, steps, mask, S, V, ACC)
             gus = ()
             gdeltas = ()
             for j in tl.static_range(S):
