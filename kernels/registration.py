@@ -101,10 +101,11 @@ class Operator:
             try:
                 self._modules[backend] = importlib.import_module(f".{self.sources[backend]}", self.package)
             except ModuleNotFoundError as error:
-                if error.name and error.name.split(".")[0] == "linescan":
+                missing = (error.name or "").split(".")[0]
+                if missing == "linescan":
                     raise
                 raise RuntimeError(
-                    f"backend {backend!r} of {self.name} needs the package {error.name!r}, which is not installed"
+                    f"backend {backend!r} of {self.name} needs the package {missing!r}, which is not installed"
                 ) from error
         return self._modules[backend]
 
