@@ -104,9 +104,7 @@ class Operator:
                 missing = (error.name or "").split(".")[0]
                 if missing == "linescan":
                     raise
-                raise RuntimeError(
-                    f"backend {backend!r} of {self.name} needs the package {missing!r}, which is not installed"
-                ) from error
+                raise RuntimeError(f"backend {backend!r} of {self.name} needs the package {missing!r}, which is not installed") from error
         return self._modules[backend]
 
     def why_not(self, backend: str, device_type: str) -> str | None:
