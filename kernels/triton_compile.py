@@ -4,6 +4,7 @@ Triton hands ptxas the code and cuobjdump, which comes with Triton too, reads re
 here has no arrays of its own, so a stack means that registers were spilled to memory.
 """
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -72,6 +73,13 @@ def _arguments(launch: Launch) -> tuple[dict, dict, dict]:
 def key(launch: Launch) -> str:
     """Two launches with the same key compile to the same code."""
     return str((launch.name, *_arguments(launch), launch.num_warps, launch.num_stages))
+
+
+def digest(launch: Launch) -> str:
+    """What the compiled code of a launch depends on besides the architecture, as a short hash: the source of the kernel and of all that it
+    calls, argument types, constants, options, and the version of Triton with its ptxas."""
+    text = str((triton.__version__, launch.kernel.cache_key, key(launch)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def compile_launch(launch: Launch, architecture: int) -> triton.compiler.CompiledKernel:

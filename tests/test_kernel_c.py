@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -420,10 +421,11 @@ def test_without_a_compiler_auto_works_and_the_name_says_why_not(tmp_path, case)
         environment["CC"], message = str(script), "error: this machine has no opinion"
     done = python(REPORT, **environment)
     assert "RuntimeError" in done.stderr and message in done.stderr, done.stderr
-    line, reason = next((a, b) for a, b in zip(done.stdout.splitlines(), done.stdout.splitlines()[1:], strict=False) if "bi_wkv " in a)
-    assert "auto -> torch" in line
-    assert "c: " in reason
-    assert message in done.stdout
+    operators = re.split(r"^(?=\S+ +cpu )", done.stdout, flags=re.MULTILINE)  # an operator's line and the reasons below it
+    report = next(text for text in operators if text.startswith("bi_wkv "))
+    assert "auto -> torch" in report
+    assert re.search(r"^ +c: ", report, re.MULTILINE)
+    assert message in report
 
 
 def test_a_library_that_computes_wrong_values_is_not_taken(monkeypatch):
