@@ -187,6 +187,7 @@ def test_blocks_do_not_change_the_result(monkeypatch, decay, serial_threads):
     for size in (1, length * channels * 2, 1 << 20):
         monkeypatch.setattr(torch_chunked, "BLOCK", size)
         monkeypatch.setattr(torch_chunked, "SERIAL", size)
+        monkeypatch.setattr(torch_chunked, "SHARED", size)
         for a, b in zip(testing.gradients(run, inputs, grad_output), whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 

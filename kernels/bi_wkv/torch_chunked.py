@@ -32,7 +32,10 @@ SAFE_EXPONENT = 30.0  # exp(+-2 * 30) times a key's own factor stays inside floa
 SAFE_GROWTH = 20.0  # largest -w T of the fast path: beyond it one scale per chunk cannot serve both directions
 BLOCK = 1 << 21  # elements of (tokens, C) in a span where calls are parallel: bounds the scratch memory
 SERIAL = (1 << 15) - 1  # largest result that PyTorch computes on the calling CPU thread alone (below its grain size)
-SERIAL_THREADS = 4  # up to so many threads, calls are kept serial
+SERIAL_THREADS = 4  # up to so many threads, the calls for one step are kept serial
+SHARED = (
+    1 << 18
+)  # elements of a call over several steps, which threads share: few enough for a cache, and a barrier costs little in comparison
 KEPT = 1 << 22  # largest scratch buffer, in elements, that outlives a call; a thread has up to four
 Block = tuple[slice, slice, slice]  # an index into (B, T, C)
 
@@ -97,9 +100,9 @@ def _step_size(k: Tensor, chunk: int) -> int:
 
 
 def _serial(x: Tensor) -> bool:
-    """Whether calls are made small enough to stay on the calling thread.
+    """Whether the calls for one step of all chunks are made small enough to stay on the calling thread.
 
-    A pass over a chunk is hundreds of short calls. Each parallel one ends in a barrier: with few threads that costs about what it gains,
+    A pass over a chunk is hundreds of them. Each parallel one ends in a barrier: with few threads that costs about what it gains,
     and one thread that waits for a core (on a busy machine) stalls them all, for a hundred times the work.
     """
     return x.device.type == "cpu" and torch.get_num_threads() <= SERIAL_THREADS
@@ -196,8 +199,8 @@ class _Chunks:
         return self.scale.new_zeros(2, *self.scale.shape)
 
     def _groups(self, x: Tensor) -> Iterator[slice]:
-        """Slices of the steps of x (L, ...): as many at a time as make a serial call, or all."""
-        per = max(1, SERIAL // x[0].numel()) if _serial(x) else self.length
+        """Slices of the steps of x (L, ...): as many at a time as fit into a cache, or all."""
+        per = max(1, SHARED // x[0].numel()) if _serial(x) else self.length
         for j in range(0, self.length, per):
             yield slice(j, j + per)
 
