@@ -26,6 +26,12 @@ def _folder(variable: str, default: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def seed():
+    """Every test draws the same numbers, whatever ran before it in its worker."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def no_default_scope():
     """Every test starts without MMEngine's default registry scope, which a tool that ran in this process has set for good."""
     if registry := sys.modules.get("mmengine.registry"):
