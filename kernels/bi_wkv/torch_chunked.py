@@ -166,9 +166,9 @@ class _Chunks:
         # what a state is multiplied with when it enters the next chunk, or the previous one, whose sums have another scale
         self.ahead, self.back, self.decay = _exp(-jump), _exp(jump), _exp(-step)
         right, left = self._no_sums(), self._no_sums()  # of every chunk, as the next one and the previous one see it
+        powers = _exp(-w.double() * torch.arange(length, device=w.device)[:, None]).to(k.dtype).unbind(0)
         for span in self.spans:
-            x = self._weigh(span, right[..., span, :])
-            self._total(x.unbind(0)[::-1], left[..., span, :])
+            self._weigh(span, (right[..., span, :], left[..., span, :], powers))
         self.prefix, self.suffix = self._incoming(right, self.ahead, False), self._incoming(left, self.back, True)
 
     @staticmethod
@@ -209,8 +209,9 @@ class _Chunks:
         for rows in self._groups(out):
             op(*(x[rows] if x.dim() == out.dim() else x for x in args), out=out[rows])
 
-    def _weigh(self, span: slice, total: Tensor | None = None) -> Tensor:
-        """x (L, 2, B, n, C) of a span; adds it up in `total` (2, B, n, C), as the next chunk sees it, while it is in the cache."""
+    def _weigh(self, span: slice, totals: tuple[Tensor, Tensor, tuple[Tensor, ...]] | None = None) -> Tensor:
+        """x (L, 2, B, n, C) of a span. While it is in the cache it is added up in `totals`: two tensors (2, B, n, C), as the next and the
+        previous chunk see it, and the powers of lam for the latter."""
         if span == self.weighed:
             return self.x
         k, v, scale = self.k[:, :, span], self.v[:, :, span], self.scale[:, span]
@@ -219,8 +220,11 @@ class _Chunks:
         for rows in self._groups(weight):
             p = torch.sub(k[rows], scale, out=weight[rows])
             torch.mul(_exp(p, out=p), v[rows], out=value[rows])
-            if total is not None:
-                self._total(self.x[rows].unbind(0), total)
+            if totals is not None:
+                right, left, powers = totals
+                for step, power in zip(self.x[rows].unbind(0), powers[rows], strict=True):
+                    torch.addcmul(step, right, self.lam, out=right)
+                    left.addcmul_(step, power)
         return self.x
 
     def _sweep(self, x: Iterable[Tensor], state: Tensor) -> Iterator[Tensor]:
