@@ -121,8 +121,9 @@ def test_keys_far_from_zero_lose_nothing_in_float32():
     w, u, k, v = cases.make_inputs((2, 300, 8))
     k, grad_output = (1024 * k).round() / 1024, torch.randn(2, 300, 8)
     near, far = (testing.gradients(run, (3 * w, u, keys, v), grad_output) for keys in (k, k + 8192))
-    for name, a, b in zip(("y", *NAMES), far, near, strict=True):
-        testing.assert_close(a, b, 2e-6, name)
+    exact = testing.gradients(run, (3 * w, u, k, v), grad_output, torch.float64)
+    for name, a, b, e in zip(("y", *NAMES), far, near, exact, strict=True):
+        testing.assert_as_accurate(a, b, e, name)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
