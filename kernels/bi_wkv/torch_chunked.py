@@ -33,9 +33,7 @@ SAFE_GROWTH = 20.0  # largest -w T of the fast path: beyond it one scale per chu
 BLOCK = 1 << 21  # elements of (tokens, C) in a span where calls are parallel: bounds the scratch memory
 SERIAL = (1 << 15) - 1  # largest result that PyTorch computes on the calling CPU thread alone (below its grain size)
 SERIAL_THREADS = 4  # up to so many threads, the calls for one step are kept serial
-SHARED = (
-    1 << 18
-)  # elements of a call over several steps, which threads share: few enough for a cache, and a barrier costs little in comparison
+SHARED = 1 << 19  # elements of a call over several steps, which threads share: it outweighs a barrier and fits into a cache
 KEPT = 1 << 22  # largest scratch buffer, in elements, that outlives a call; a thread has up to four
 Block = tuple[slice, slice, slice]  # an index into (B, T, C)
 
@@ -116,9 +114,8 @@ def _chunk_length(w: Tensor, u: Tensor, length: int) -> int:
     longest = SAFE_EXPONENT / max(abs(low), abs(high), 1e-9)
     if not longest >= min(8, length):
         return 0
-    ideal = math.isqrt(
-        length
-    )  # balances steps and chunks; from 1024 tokens on fewer chunks, so that longer rows of channels fit into a call
+    # balances steps and chunks; from 1024 tokens on fewer chunks, so that longer rows of channels fit into a call
+    ideal = math.isqrt(length)
     top = int(min(128, ideal if length < 1024 else 2 * ideal, longest))
     divisors = [d for d in range(top, (top + 1) // 2, -1) if length % d == 0]
     return divisors[0] if divisors else top
