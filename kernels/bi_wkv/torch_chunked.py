@@ -80,8 +80,9 @@ def _run_blocks(run: Callable[[int, Block], object], w: Tensor, u: Tensor, k: Te
         return []
     batch, length, channels = k.shape
     chunk = _chunk_length(w, u, length)
+    chunks = -(-length // chunk) if chunk else 1
     room = _step_size(k, chunk) if chunk else max(16, BLOCK // length)  # (batch, channel) pairs in a block, times its chunks
-    rows = _share(batch, room // (channels * (-(-length // chunk) if chunk else 1)))
+    rows = _share(batch, room // (channels * chunks))
     cols = _share(channels, room)
     blocks = [(slice(b, b + rows), slice(None), slice(c, c + cols)) for c in range(0, channels, cols) for b in range(0, batch, rows)]
     return [(block, run(chunk, block)) for block in blocks]
