@@ -4,6 +4,7 @@ Importing this package registers every backbone of linescan in `BACKBONES` (scop
 promises, and `registry.py` for how a third party adds one.
 """
 
+from . import rwkvsam  # noqa: F401  (registers its checkpoint family)
 from .hybrid import HybridBackbone
 from .mixers import MIXERS, MixerSpec, register_mixer
 from .pyramid import ContractError, Pyramid

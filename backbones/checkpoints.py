@@ -4,23 +4,22 @@ A family is a key map: rules that rewrite an official parameter name into ours. 
 dropped on purpose, missing or unexpected; missing and unexpected keys, and shapes that do not fit, are an error that lists them. Nothing
 stays random silently.
 
-| family  | published code                                          | our class      |
-|---------|---------------------------------------------------------|----------------|
-| linescan | this package                                           | any            |
-| rwkvsam | RWKV-SAM's VITAMINBackbone (HarborYuan/ovsam)           | HybridBackbone |
+The families of published code register beside the backbones that they load into (`register_family` at the end of each backbone's file);
+"linescan", our own names, fits every backbone.
 """
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .names import choose, unknown
+from .names import choose
 from .scans import resize_pos_embed
 
 
@@ -36,10 +35,17 @@ class Family:
         rules: (pattern, replacement) pairs for `re.sub` on a whole key; the first that matches applies. A key that none matches is
             unexpected.
         drop: patterns of keys that the backbone has no use for, such as a classifier.
+        backbone: name in `BACKBONES` of the class that the files load into; None for any.
+        prepare: official state dict -> state dict, before the rules, for what renaming cannot do (one tensor that becomes two of ours).
+        official: name of an official class -> function from its constructor's keyword arguments to our config. An argument that the
+            function does not know raises TypeError, a value that has no counterpart here ValueError.
     """
 
     rules: tuple[tuple[str, str], ...]
     drop: tuple[str, ...] = ()
+    backbone: str | None = None
+    prepare: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    official: Mapping[str, Callable[..., dict[str, Any]]] = field(default_factory=dict)
 
     def rename(self, key: str) -> str | None:
         """Our name of an official key; None if no rule knows it."""
@@ -49,46 +55,14 @@ class Family:
         return None
 
 
-_TAIL = r"\.(weight|bias)"
-_MBCONV_PARTS = {"conv1_1x1": "expand", "conv2_kxk": "depthwise", "conv3_1x1": "project"}
+FAMILIES: dict[str, Family] = {"linescan": Family(rules=((r".+", r"\g<0>"),))}
 
 
-def _mbconv_block_rules(official: str, ours: str) -> tuple[tuple[str, str], ...]:
-    return (
-        (official + r"\.shortcut(?:\.expand)?" + _TAIL, ours + r".shortcut.\g<2>"),
-        (official + r"\.pre_norm" + _TAIL, ours + r".norm.\g<2>"),
-        *((official + rf"\.{theirs}" + _TAIL, ours + rf".branch.{name}.\g<2>") for theirs, name in _MBCONV_PARTS.items()),
-    )
-
-
-_LAYER = r"layers\.(\d+)\."
-FAMILIES: dict[str, Family] = {
-    "linescan": Family(rules=((r".+", r"\g<0>"),)),
-    "rwkvsam": Family(
-        rules=(
-            (r"pos_embed", "pos_embed"),
-            (r"stem\.(conv1|conv2)" + _TAIL, r"stem.\1.\2"),
-            (r"stem\.norm1" + _TAIL, r"stem.norm.\1"),
-            *_mbconv_block_rules(r"conv_stages\.(\d+\.\d+)", r"stages.\g<1>"),
-            (r"conv_final_pool\.(norm|proj)" + _TAIL, r"reduction.\1.\2"),
-            (_LAYER + r"layer_scale_([12])", r"layers.\1.scale\2"),
-            (_LAYER + r"(?:norm|ln)([12])" + _TAIL, r"layers.\1.norm\2.\3"),
-            (_LAYER + r"attn\.spatial_(decay|first|mix_[kvr])", r"layers.\1.token.\2"),
-            (_LAYER + r"attn\.(key|value|receptance|output|qkv|proj)" + _TAIL, r"layers.\1.token.\2.\3"),
-            (_LAYER + r"mlp\.spatial_mix_([kr])", r"layers.\1.channel.mix_\2"),
-            (_LAYER + r"mlp\.(key|receptance|value)" + _TAIL, r"layers.\1.channel.\2.\3"),
-            *(
-                (_LAYER + rf"ffn\.{theirs}" + _TAIL, rf"layers.\1.channel.{ours}.\2")
-                for theirs, ours in (("w0", "gate"), ("w1", "up"), ("w2", "down"))
-            ),
-            (_LAYER + "pre_norm" + _TAIL, r"layers.\1.norm2.\2"),
-            *((_LAYER + theirs + _TAIL, rf"layers.\1.channel.branch.{ours}.\2") for theirs, ours in _MBCONV_PARTS.items()),
-            (r"final_norm" + _TAIL, r"final_norm.\1"),
-            *_mbconv_block_rules("(final_layer)", "extra"),
-        ),
-        drop=(r"head\..*",),
-    ),
-}
+def register_family(name: str, family: Family) -> None:
+    """Add a key map under `name`; ValueError if the name is taken."""
+    if name in FAMILIES:
+        raise ValueError(f"a checkpoint family named {name!r} is already registered")
+    FAMILIES[name] = family
 
 
 @dataclass
@@ -143,7 +117,7 @@ def convert(
     targets = {name: tensor.shape for name, tensor in model.state_dict().items()}
     converted: dict[str, Tensor] = {}
     report = LoadReport(family)
-    for key, value in state_dict.items():
+    for key, value in (rules.prepare(dict(state_dict)) if rules.prepare else state_dict).items():
         if any(re.fullmatch(pattern, key) for pattern in rules.drop):
             report.dropped.append(key)
             continue
@@ -243,8 +217,8 @@ def load_checkpoint(
         family: a key of `FAMILIES`.
         prefix: what the backbone's keys start with in the file; None finds out, see `strip_prefix`.
         source_grid: see `convert`.
-        allow_missing: our names that the file may lack; they keep their initial values.
-        allow_unexpected: the file's names (without prefix) that may be ignored.
+        allow_missing: our names that the file may lack, or shell patterns of them ("outnorm*"); they keep their initial values.
+        allow_unexpected: the file's names (without prefix) that may be ignored, or patterns.
 
     Returns:
         The report. Keys outside the prefix count as dropped on purpose, and so do allowed unexpected ones.
@@ -255,68 +229,18 @@ def load_checkpoint(
     state_dict = source if isinstance(source, Mapping) else read_checkpoint(source)
     inside, outside = strip_prefix(state_dict, prefix)
     converted, report = convert(inside, model, family=family, source_grid=source_grid)
-    report.dropped += outside + [key for key in report.unexpected if key in allow_unexpected]
-    report.unexpected = [key for key in report.unexpected if key not in allow_unexpected]
-    refused = [key for key in report.missing if key not in allow_missing]
-    if refused or report.unexpected or report.mismatched:
+    report.dropped += outside + _matching(report.unexpected, allow_unexpected)
+    report.unexpected = _others(report.unexpected, allow_unexpected)
+    if _others(report.missing, allow_missing) or report.unexpected or report.mismatched:
         origin = "" if isinstance(source, Mapping) else f"{source}: "
         raise CheckpointError(f"{origin}does not fit {type(model).__name__}. {report}")
     model.load_state_dict(converted, strict=not report.missing)
     return report
 
 
-# attn_type of the official constructor -> main mixer, mixer of layers 2, 5, 8, 11.
-_OFFICIAL_MIXERS = {
-    "transformer": ("attention", None),
-    "rwkv": ("bi_wkv", None),
-    "rwkv_trans": ("bi_wkv", "attention"),
-    "mbconv_rwkv": ("mbconv", "bi_wkv"),
-    "rwkv_mbconv": ("bi_wkv", "mbconv"),
-}
-_OFFICIAL_DEPTH, _OFFICIAL_LAYERS = 14, (2, 5, 8, 11)
+def _matching(names: Iterable[str], patterns: Collection[str]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def hybrid_config(
-    *,
-    model_variant: str,
-    attn_type: str,
-    attn_cfg: Mapping[str, Any] | None = None,
-    with_pos_embd: bool = True,
-    img_size: int | Sequence[int] = (1024, 1024),
-    additional_final_layers: bool = False,
-) -> dict[str, Any]:
-    """Arguments of `HybridBackbone` for those of the official VITAMINBackbone.
-
-    Args:
-        model_variant: tiny, small, base or large.
-        attn_type: transformer, rwkv, rwkv_trans (attention at layers 2, 5, 8, 11 of RWKV), mbconv_rwkv (RWKV there, in MBConv) or
-            rwkv_mbconv.
-        attn_cfg: depth, mlp_ratio, num_heads, drop_path. In the official code `depth` breaks the three mixed types (it is read as the list
-            of layers); here it is the depth, and of layers 2, 5, 8, 11 those below it are replaced.
-        with_pos_embd: learn a position embedding.
-        img_size: image size (h, w) in pixels that sizes the position embedding, one token per 16 pixels.
-        additional_final_layers: the extra level at stride 32.
-
-    Raises:
-        ValueError: a value or a key of attn_cfg that the official code does not know.
-    """
-    main, other = choose(attn_type, _OFFICIAL_MIXERS, "attn_type")
-    choose(model_variant, dict.fromkeys(("tiny", "small", "base", "large")), "model_variant")
-    options = dict(attn_cfg or {})
-    known = ("depth", "mlp_ratio", "num_heads", "drop_path")
-    for key in options:
-        if key not in known:
-            raise ValueError(unknown(key, known, "key of attn_cfg"))
-    depth = options.get("depth", _OFFICIAL_DEPTH)
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    return dict(
-        arch=model_variant,
-        mixer=main,
-        pattern=None if other is None else {other: tuple(i for i in _OFFICIAL_LAYERS if i < depth)},
-        depth=depth,
-        mlp_ratio=options.get("mlp_ratio"),
-        num_heads=options.get("num_heads"),
-        drop_path_rate=options.get("drop_path", 0.0),
-        pos_embed_size=(height // 16, width // 16) if with_pos_embd else None,
-        extra_level=additional_final_layers,
-    )
+def _others(names: Iterable[str], patterns: Collection[str]) -> list[str]:
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]

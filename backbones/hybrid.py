@@ -29,12 +29,14 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .mixers import CHANNEL_MIXERS, NORM_EPS, InvertedBottleneck, LayerContext, MixerChoice, init_conv
+from .layers import LayerContext, LayerNorm2d, init_conv, new_pos_embed, to_map
+from .mixers import CHANNEL_MIXERS, InvertedBottleneck, MixerChoice
 from .names import choose, unknown
 from .pyramid import Pyramid
 from .registry import BACKBONES
 from .scans import resize_pos_embed
 
+NORM_EPS = 1e-6
 # stem_width: width at stride 2; dims: widths at strides 4, 8, 16; conv_depths: blocks of the two convolution stages; depth: token layers.
 ARCH_DEFAULTS: dict[str, Any] = dict(conv_depths=(2, 4), depth=14, num_heads=6)
 ARCHS: dict[str, dict[str, Any]] = {
@@ -46,23 +48,13 @@ ARCHS: dict[str, dict[str, Any]] = {
 }
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, H, W), eps 1e-6."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=NORM_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class Stem(nn.Module):
     """(B, in, H, W) -> (B, out, ceil(H/2), ceil(W/2)): 3x3 conv stride 2, LN, GELU, 3x3 conv; nothing after the second."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = LayerNorm2d(out_channels)
+        self.norm = LayerNorm2d(out_channels, eps=NORM_EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.apply(init_conv)
 
@@ -80,7 +72,7 @@ class MBConvBlock(nn.Module):
         super().__init__()
         self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False) if stride == 2 else nn.Identity()
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        self.norm = LayerNorm2d(in_channels)
+        self.norm = LayerNorm2d(in_channels, eps=NORM_EPS)
         self.branch = InvertedBottleneck(in_channels, out_channels, stride=stride)
         self.shortcut.apply(init_conv)
 
@@ -93,7 +85,7 @@ class PatchReduction(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = LayerNorm2d(in_channels)
+        self.norm = LayerNorm2d(in_channels, eps=NORM_EPS)
         self.proj = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.proj.apply(init_conv)
 
@@ -268,7 +260,7 @@ class HybridBackbone(Pyramid):
             stage = [MBConvBlock(before if i == 0 else width, width, stride=2 if i == 0 else 1) for i in range(blocks)]
             self.stages.append(nn.ModuleList(stage))
         self.reduction = PatchReduction(b, c)
-        self.pos_embed = _new_pos_embed(pos_embed_size, c)
+        self.pos_embed = new_pos_embed(pos_embed_size, c)
         heads = spec["num_heads"] if num_heads is None else num_heads
         self.layers = _token_layers(mixer, pattern, c, depth, heads, mlp_ratio, drop_path_rate)
         self.middle = depth // 2
@@ -278,6 +270,7 @@ class HybridBackbone(Pyramid):
             (a, b, c, 2 * c) if extra_level else (a, b, c, c),
             (4, 8, 16, 32) if extra_level else (4, 8, 16, 16),
             self._stage_parts(),
+            layers=self._layer_parts(),
         )
 
     def _stage_parts(self) -> list[list[nn.Module | nn.Parameter]]:
@@ -289,6 +282,18 @@ class HybridBackbone(Pyramid):
         if self.extra is not None:
             rest.append(self.extra)
         return [[self.stem], [self.stages[0]], [self.stages[1]], middle, rest]
+
+    def _layer_parts(self) -> list[list[nn.Module | nn.Parameter]]:
+        before = [self.reduction] if self.pos_embed is None else [self.reduction, self.pos_embed]
+        after = [self.final_norm] if self.extra is None else [self.final_norm, self.extra]
+        return [
+            [self.stem],
+            [self.stages[0]],
+            [self.stages[1]],
+            before,
+            *([layer] for layer in self.layers[:-1]),
+            [self.layers[-1], *after],
+        ]
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"} if self.pos_embed is not None else set()
@@ -310,27 +315,12 @@ class HybridBackbone(Pyramid):
         for i, layer in enumerate(self.layers):
             x = self._run(layer, x, grid)
             if i == self.middle and self.extra is None:
-                levels.append(_to_map(x, grid))
-        x = _to_map(self.final_norm(x), grid)
+                levels.append(to_map(x, grid))
+        x = to_map(self.final_norm(x), grid)
         levels.append(x)
         if self.extra is not None:
             levels.append(self._run(self.extra, x))
         return self._select(levels)
-
-
-def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, N, C) -> (B, C, *grid)."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
-
-
-def _new_pos_embed(size: int | Sequence[int] | None, dim: int) -> nn.Parameter | None:
-    """Position embedding (1, C, h, w), truncated normal with std 0.02."""
-    if size is None:
-        return None
-    grid = (size, size) if isinstance(size, int) else size
-    if isinstance(grid, str) or not isinstance(grid, Sequence) or len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
-        raise ValueError(f"pos_embed_size must be a token grid (h, w) of positive ints, one int for both, or None, got {size!r}")
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim, *grid), std=0.02))
 
 
 def _token_layers(

@@ -128,12 +128,19 @@ class Pyramid(BaseModule):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
 
-    def _finish(self, channels: Sequence[int], strides: Sequence[int], stages: Sequence[Sequence[nn.Module | nn.Parameter]]) -> None:
+    def _finish(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        stages: Sequence[Sequence[nn.Module | nn.Parameter]],
+        layers: Sequence[Sequence[nn.Module | nn.Parameter]] | None = None,
+    ) -> None:
         """Choose the levels to return, and freeze.
 
         Args:
             channels, strides: of every level that the network computes.
             stages: `stages[n]` lists the modules and bare parameters that `frozen_stages=n` freezes on top of those before.
+            layers: the same parts in finer steps from the image to the output, for `layer_ids`; None for the stages.
         """
         count = len(channels)
         indices = tuple(range(count)) if self.out_indices is None else self.out_indices
@@ -151,9 +158,21 @@ class Pyramid(BaseModule):
         frozen = [part for stage in stages[: self.frozen_stages + 1] for part in stage]
         for part in frozen:
             part.requires_grad_(False)
-        names = {id(module): name for name, module in self.named_modules()}
+        names = {id(part): name for name, part in (*self.named_modules(), *self.named_parameters())}
         self._frozen_modules = tuple(names[id(part)] for part in frozen if isinstance(part, nn.Module))
+        self._layers = tuple(tuple(names[id(part)] for part in layer) for layer in layers or stages)
         self.train()
+
+    def layer_ids(self) -> dict[str, int]:
+        """Parameter name -> its layer counted from the image, 0 first: the steps of a layer-wise learning rate decay.
+
+        Every parameter has one; what the backbone lists nowhere counts as the last layer.
+        """
+        found = {}
+        for name, _ in self.named_parameters(remove_duplicate=False):
+            own = (i for i, parts in enumerate(self._layers) if any(name == part or name.startswith(f"{part}.") for part in parts))
+            found[name] = next(own, len(self._layers) - 1)
+        return found
 
     def init_weights(self) -> None:
         """Apply `init_cfg`: MMEngine's initialisers, then pretrained weights, strictly (MMEngine's loader skips keys that do not fit)."""

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from linescan.backbones import HybridBackbone
-from linescan.backbones.checkpoints import CheckpointError, convert, hybrid_config, load_checkpoint, read_checkpoint
+from linescan.backbones.checkpoints import CheckpointError, convert, load_checkpoint, read_checkpoint
+from linescan.backbones.rwkvsam import hybrid_config
 
 CONFIG = dict(arch="test", depth=3, pattern=["bi_wkv", "attention", "mbconv"], pos_embed_size=(4, 6), extra_level=True)
 

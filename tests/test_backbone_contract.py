@@ -1,8 +1,10 @@
 """The Pyramid contract, over everything registered: a new backbone is tested because it is registered."""
 
 import copy
+import inspect
 import io
 import pickle
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,20 @@ from torch import nn
 from linescan.backbones import BACKBONES, MIXERS, list_backbones
 
 SIZES = [(64, 64), (63, 97), (120, 50), (17, 1)]
-CONFIGS = {name: dict(type=f"linescan.{name}", arch="test") for name in list_backbones()}
+
+
+def configs_of(name: str) -> dict[str, dict]:
+    """Label -> config of a registered backbone: each of its module's ARCHS that starts with "test".
+
+    The first argument of the constructor names the architecture (`arch`, or `model_name` of a wrapper).
+    """
+    cls = BACKBONES.get(name)
+    argument = next(iter(inspect.signature(cls).parameters))
+    archs = [arch for arch in getattr(sys.modules[cls.__module__], "ARCHS", ["test"]) if arch.startswith("test")]
+    return {name + arch.removeprefix("test").replace("_", "-"): {"type": f"linescan.{name}", argument: arch} for arch in archs}
+
+
+CONFIGS = {label: config for name in list_backbones() for label, config in configs_of(name).items()}
 CONFIGS |= {
     f"HybridBackbone-{mixer}": dict(type="linescan.HybridBackbone", arch="test", mixer=mixer)
     for mixer in sorted(MIXERS)

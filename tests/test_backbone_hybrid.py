@@ -6,7 +6,9 @@ from torch import nn
 
 from linescan.backbones import MIXERS, HybridBackbone, MixerSpec, register_mixer
 from linescan.backbones.hybrid import ARCHS
-from linescan.backbones.mixers import Attention, LayerContext, RWKVChannelMix, RWKVSpatialMix
+from linescan.backbones.layers import LayerContext
+from linescan.backbones.mixers import Attention
+from linescan.backbones.rwkv_mixers import RWKVChannelMix, RWKVSpatialMix
 from linescan.backbones.scans import resize_pos_embed
 from linescan.kernels.q_shift import q_shift
 
