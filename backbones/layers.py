@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,11 @@ class LayerContext:
 
 def relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Context in which operations on tensors of x's device keep their dtypes. The meta device has no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class LayerNorm2d(nn.LayerNorm):

@@ -8,24 +8,28 @@ A token layer is
 on tokens x (B, N, C), row-major over a grid (H, W). `MIXERS` maps the name in a config to a `MixerSpec`: the token mixer, the channel mixer
 that the published model pairs it with, and their defaults. A new mixer, ours or a third party's, is one more entry (`register_mixer`).
 
-| name      | token mixer                                | channel mixer              | layer scale | MLP ratio |
-|-----------|--------------------------------------------|----------------------------|-------------|-----------|
-| bi_wkv    | Q-shift + Bi-WKV (RWKV-4, linear time)      | RWKV channel mix, Q-shift  | 1e-2        | 4         |
-| attention | softmax attention (quadratic)               | GeGLU                      | none        | 2         |
-| mbconv    | none of its own                             | MBConv-LN (depthwise 3x3)  | none        | 4         |
-| none      | the same RWKV layer, each token by itself   | RWKV channel mix, no shift | 1e-2        | 4         |
+| name             | token mixer                                | channel mixer              | layer scale | MLP ratio |
+|------------------|--------------------------------------------|----------------------------|-------------|-----------|
+| bi_wkv           | Q-shift + Bi-WKV (RWKV-4, linear time)     | RWKV channel mix, Q-shift  | 1e-2        | 4         |
+| attention        | softmax attention (quadratic)              | GeGLU                      | none        | 2         |
+| linear_attention | attention with the kernel elu + 1 (linear) | GeGLU                      | none        | 2         |
+| gated_conv       | MambaOut's gated depthwise conv (local)    | GeGLU                      | none        | 2         |
+| mbconv           | none of its own                            | MBConv-LN (depthwise 3x3)  | none        | 4         |
+| none             | the RWKV layer, each token by itself       | RWKV channel mix, no shift | 1e-2        | 4         |
 
-Sources: RWKV-SAM (arXiv 2406.19369), Vision-RWKV (arXiv 2403.02308), ViTamin (arXiv 2404.02132).
+Sources: RWKV-SAM (arXiv 2406.19369), Vision-RWKV (arXiv 2403.02308), ViTamin (arXiv 2404.02132), linear attention (arXiv 2006.16236),
+MambaOut (arXiv 2405.07992).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import LayerContext, init_conv
+from .layers import LayerContext, init_conv, to_map, without_autocast
 from .names import choose, unknown
 from .rwkv_mixers import PointwiseChannelMix, PointwiseSpatialMix, RWKVChannelMix, RWKVSpatialMix
 
@@ -41,11 +45,63 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(context.dim, 3 * context.dim)
         self.proj = nn.Linear(context.dim, context.dim)
 
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, heads, N, D) each -> (B, heads, N, D)."""
+        return F.scaled_dot_product_attention(q, k, v)
+
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+        return self.proj(self.mix(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+class LinearAttention(Attention):
+    """Attention with the softmax kernel replaced by f(q) f(k), f = elu + 1 (Katharopoulos et al., arXiv 2006.16236, eq. 4-7).
+
+    y_t = f(q_t) (sum_i f(k_i) v_i^T) / (f(q_t) sum_i f(k_i) + 1e-6): linear in the number of tokens, all of them seen, no decay and no
+    order. The same parameters as `Attention`. Computed in at least float32.
+    """
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, heads, N, D) each -> (B, heads, N, D)."""
+        exact = torch.promote_types(q.dtype, torch.float32)
+        with without_autocast(q):
+            q, k = F.elu(q.to(exact)) + 1, F.elu(k.to(exact)) + 1
+            total = k.sum(dim=2).unsqueeze(-1)
+            y = (q @ (k.transpose(2, 3) @ v.to(exact))) / (q @ total + 1e-6)
+        return y.to(v.dtype)
+
+
+class GatedConv(nn.Module):
+    """The control with local mixing only: MambaOut's gated convolution (arXiv 2405.07992, eq. 5-6), a Mamba block without its scan.
+
+    out = down(GELU(g) * (i, conv(c))), where (g, i, c) = up(x) have widths H, H - C, C, and conv is depthwise. MambaOut has H = 8/3 C
+    and no other channel mixer; here a channel mixer follows, so H = 4/3 C by default, which gives the 4 C^2 weights of attention.
+
+    Args:
+        context: see `LayerContext`.
+        kernel_size: odd width of the depthwise convolution: a token sees (kernel_size - 1) / 2 neighbours on each side.
+        expand: H over C, at least 1.
+    """
+
+    def __init__(self, context: LayerContext, *, kernel_size: int = 7, expand: float = 4 / 3) -> None:
+        super().__init__()
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be an odd positive int, got {kernel_size!r}")
+        if not isinstance(expand, int | float) or expand < 1:
+            raise ValueError(f"expand must be a number of at least 1, got {expand!r}")
+        dim, hidden = context.dim, int(expand * context.dim)
+        self.widths = (hidden, hidden - dim, dim)
+        self.up = nn.Linear(dim, 2 * hidden)
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        gate, plain, local = self.up(x).split(self.widths, dim=-1)
+        local = self.conv(to_map(local, grid)).flatten(2).transpose(1, 2)
+        return self.down(F.gelu(gate) * torch.cat((plain, local), dim=-1))
 
 
 class GeGLU(nn.Module):
@@ -132,6 +188,8 @@ CHANNEL_MIXERS: dict[str, Mixer] = {
 MIXERS: dict[str, MixerSpec] = {
     "bi_wkv": MixerSpec(RWKVSpatialMix, "rwkv", layer_scale=1e-2, mlp_ratio=4),
     "attention": MixerSpec(Attention, "geglu", layer_scale=None, mlp_ratio=2),
+    "linear_attention": MixerSpec(LinearAttention, "geglu", layer_scale=None, mlp_ratio=2),
+    "gated_conv": MixerSpec(GatedConv, "geglu", layer_scale=None, mlp_ratio=2),
     "mbconv": MixerSpec(None, "mbconv", layer_scale=None, mlp_ratio=4),
     "none": MixerSpec(PointwiseSpatialMix, "rwkv_pointwise", layer_scale=1e-2, mlp_ratio=4),
 }
