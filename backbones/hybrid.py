@@ -285,15 +285,7 @@ class HybridBackbone(Pyramid):
 
     def _layer_parts(self) -> list[list[nn.Module | nn.Parameter]]:
         before = [self.reduction] if self.pos_embed is None else [self.reduction, self.pos_embed]
-        after = [self.final_norm] if self.extra is None else [self.final_norm, self.extra]
-        return [
-            [self.stem],
-            [self.stages[0]],
-            [self.stages[1]],
-            before,
-            *([layer] for layer in self.layers[:-1]),
-            [self.layers[-1], *after],
-        ]
+        return [[self.stem], [self.stages[0]], [self.stages[1]], before, *([layer] for layer in self.layers)]
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"} if self.pos_embed is not None else set()

@@ -43,9 +43,9 @@ class PlainBackbone(Pyramid):
         """
         depth = len(self.layers)
         self.dim, self.patch_stride = dim, patch_stride
-        stages = [list(before), *([layer] for layer in self.layers)]
-        stages[-1] += after
-        self._finish((dim,) * depth, (patch_stride,) * depth, stages)
+        layers = [list(before), *([layer] for layer in self.layers)]
+        stages = [*layers[:-1], [*layers[-1], *after]]
+        self._finish((dim,) * depth, (patch_stride,) * depth, stages, layers)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Image (B, in_channels, H, W) -> tokens (B, T, C), position embedding added, and the grid of the patches (h, w)."""

@@ -140,7 +140,8 @@ class Pyramid(BaseModule):
         Args:
             channels, strides: of every level that the network computes.
             stages: `stages[n]` lists the modules and bare parameters that `frozen_stages=n` freezes on top of those before.
-            layers: the same parts in finer steps from the image to the output, for `layer_ids`; None for the stages.
+            layers: parts in finer steps from the image to the output, for `layer_ids`, without what follows the last layer; None for the
+                stages.
         """
         count = len(channels)
         indices = tuple(range(count)) if self.out_indices is None else self.out_indices
@@ -163,15 +164,20 @@ class Pyramid(BaseModule):
         self._layers = tuple(tuple(names[id(part)] for part in layer) for layer in layers or stages)
         self.train()
 
+    @property
+    def num_layers(self) -> int:
+        """Number of steps that `layer_ids` counts."""
+        return len(self._layers)
+
     def layer_ids(self) -> dict[str, int]:
         """Parameter name -> its layer counted from the image, 0 first: the steps of a layer-wise learning rate decay.
 
-        Every parameter has one; what the backbone lists nowhere counts as the last layer.
+        What follows the last layer (final norms) has the number `num_layers`.
         """
         found = {}
         for name, _ in self.named_parameters(remove_duplicate=False):
             own = (i for i, parts in enumerate(self._layers) if any(name == part or name.startswith(f"{part}.") for part in parts))
-            found[name] = next(own, len(self._layers) - 1)
+            found[name] = next(own, len(self._layers))
         return found
 
     def init_weights(self) -> None:

@@ -1,12 +1,14 @@
 """Which parameters decay."""
 
+import inspect
+
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 import linescan.backbones  # noqa: F401  registers HybridBackbone
-from linescan.backbones.registry import BACKBONES
+from linescan.backbones.registry import BACKBONES, list_backbones
 from linescan.engine import parameter_groups
 from linescan.engine.optim import decayed, undecayed
 
@@ -34,7 +36,7 @@ def wrapper(model, **kwargs):
 
 @pytest.mark.parametrize("mixer, matrices", [("bi_wkv", BI_WKV), ("attention", ATTENTION)])
 def test_hybrid_backbone_decays_exactly_its_matrices(mixer, matrices):
-    """Not: decay, first, layer scales, token-shift mixes, norms, biases, position embedding (spec: the official (1,1,C) mixes decay)."""
+    """Not: decay, first, layer scales, token-shift mixes, norms, biases, position embeddings. (Official code decays mixes.)"""
     model = BACKBONES.build(dict(type="linescan.HybridBackbone", arch="test", mixer=mixer, pos_embed_size=4))
     depth = len(model.layers)
     expected = CONV + [f"layers.{i}.{name}" for i in range(depth) for name in matrices]
@@ -86,9 +88,54 @@ def test_a_step_decays_the_weight_and_not_the_bias():
 
 
 def test_bad_configs_are_named():
-    with pytest.raises(ValueError, match=r"paramwise_cfg: expected \['custom_keys'\], got \['norm_decay_mult'\]"):
+    with pytest.raises(ValueError, match=r"paramwise_cfg: expected \['custom_keys', 'layer_decay'\], got \['norm_decay_mult'\]"):
         wrapper(nn.Linear(2, 2), paramwise_cfg=dict(norm_decay_mult=0.0))
     with pytest.raises(ValueError, match=r"custom_keys\['head'\]: expected .*got \['lr_mul'\]"):
         wrapper(nn.Linear(2, 2), paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mul=2))))
     with pytest.raises(ValueError, match="expected an `lr`"):
         build_optim_wrapper(nn.Linear(2, 2), dict(optimizer=dict(type="SGD"), constructor="LinescanOptimWrapperConstructor"))
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_every_backbone_counts_its_layers(name):
+    """Layers are numbered from the image without gaps, in the order of the forward pass; each parameter has one."""
+    argument = next(iter(inspect.signature(BACKBONES.get(name)).parameters))
+    model = BACKBONES.build({"type": f"linescan.{name}", argument: "test"})
+    ids = model.layer_ids()
+    assert set(ids) == {parameter for parameter, _ in model.named_parameters()}
+    assert set(range(model.num_layers)) <= set(ids.values()) <= set(range(model.num_layers + 1))
+
+
+def test_layer_decay_scales_the_rate_by_the_distance_to_the_heads():
+    """The steps of the hybrid test network: stem, two stages, reduction, four token layers; then final norm and head at the full rate."""
+    model = nn.ModuleDict(
+        {"backbone": BACKBONES.build(dict(type="linescan.HybridBackbone", arch="test", pos_embed_size=4)), "decode_head": nn.Linear(4, 2)}
+    )
+    groups = parameter_groups(model, 1.0, 0.0, custom_keys={"decode_head": dict(lr_mult=10.0)}, layer_decay=0.5)
+    rates = {name: group["lr"] for group in groups for name in group["names"]}
+    assert len(rates) == len(list(model.parameters()))
+    expected = {
+        "backbone.stem.conv1.weight": 2**-8,
+        "backbone.stages.0.0.norm.bias": 2**-7,
+        "backbone.stages.1.0.branch.expand.weight": 2**-6,
+        "backbone.reduction.proj.weight": 2**-5,
+        "backbone.pos_embed": 2**-5,
+        "backbone.layers.0.token.decay": 2**-4,
+        "backbone.layers.3.scale2": 2**-1,
+        "backbone.final_norm.weight": 1.0,
+        "decode_head.weight": 10.0,
+    }
+    assert {name: rates[name] for name in expected} == expected
+    optimizer = wrapper(model, paramwise_cfg=dict(layer_decay=0.5)).optimizer
+    assert min(group["lr"] for group in optimizer.param_groups) == 1e-3 * 2**-8
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5])
+def test_layer_decay_out_of_range(decay):
+    with pytest.raises(ValueError, match=r"layer_decay: expected a number in \(0, 1\]"):
+        parameter_groups(BACKBONES.build(dict(type="linescan.HybridBackbone", arch="test")), 1.0, 0.0, layer_decay=decay)
+
+
+def test_layer_decay_needs_a_backbone_that_tells_its_layers():
+    with pytest.raises(ValueError, match="no backbone of the model has `layer_ids"):
+        parameter_groups(nn.Linear(2, 2), 1.0, 0.0, layer_decay=0.9)
