@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from linescan.backbones import BACKBONES, MIXERS, list_backbones
+from linescan.kernels.dispatch import use_backend
 
 SIZES = [(64, 64), (63, 97), (120, 50), (17, 1)]
 
@@ -205,12 +206,12 @@ def test_bad_input_is_named(config):
 
 @every_backbone
 def test_export_and_compile_see_one_graph(config):
-    """The whole forward, the output check included, is one graph: exported, and compiled with fullgraph=True."""
+    """The whole forward, the output check included, is one graph: exported, and compiled with fullgraph=True down to ATen operators."""
     model = build(config).eval()
     x = image(1, 3, 48, 40)
     expected = model(x)
     exported = torch.export.export(model, (x,)).module()(x)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")(x)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")(x)
     for outputs in (exported, compiled):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(expected, outputs, strict=True))
 
@@ -224,3 +225,18 @@ def test_no_weight_decay_names_parameters(config):
         assert listed <= set(own)
         if not isinstance(module, nn.Conv2d | nn.Linear | nn.LayerNorm):
             assert {name for name, p in own.items() if p.ndim < 2} <= listed
+
+
+@every_backbone
+def test_reference_backend_equals_the_default(config):
+    """Outputs and all gradients in float64: what the operators' specifications give, the fast backends give."""
+    model = build(config).double().eval()
+    results = []
+    for backend in ("auto", "reference"):
+        x = image(2, 3, 33, 40, dtype=torch.float64).requires_grad_()
+        with use_backend(backend):
+            outputs = model(x)
+            gradients = torch.autograd.grad(loss(outputs), [x, *model.parameters()])
+        results.append([*outputs, *gradients])
+    for value, reference in zip(*results, strict=True):
+        assert (value - reference).norm() <= 1e-9 * reference.norm()
