@@ -8,9 +8,10 @@ The families of published code register beside the backbones that they load into
 "linescan", our own names, fits every backbone.
 """
 
+import argparse
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -100,6 +101,7 @@ def convert(
     *,
     family: str,
     source_grid: Sequence[int] | None = None,
+    keep_grid: bool = False,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Rename and reshape the tensors of an official state dict so that they fit `model`.
 
@@ -109,6 +111,7 @@ def convert(
         family: a key of `FAMILIES`.
         source_grid: token grid (h, w) of the file's position embedding. None: the model's own grid if the token count agrees, else a
             square.
+        keep_grid: leave position embeddings at the file's grid instead of resizing them to the model's.
 
     Returns:
         The tensors under our names, and the report. Nothing is raised for keys that do not fit: they stand in the report.
@@ -125,7 +128,7 @@ def convert(
         if name is None or name not in targets or name in converted:
             report.unexpected.append(key)
             continue
-        fitted = _fit(name, value, targets[name], source_grid)
+        fitted = _fit(name, value, targets[name], source_grid, keep_grid)
         if fitted is None:
             report.mismatched[name] = f"{key} has shape {tuple(value.shape)}, {name} needs {tuple(targets[name])}"
             continue
@@ -135,19 +138,19 @@ def convert(
     return converted, report
 
 
-def _fit(name: str, value: Tensor, shape: torch.Size, source_grid: Sequence[int] | None) -> Tensor | None:
+def _fit(name: str, value: Tensor, shape: torch.Size, source_grid: Sequence[int] | None, keep_grid: bool) -> Tensor | None:
     """`value` in the wanted shape, or None. Only axes of length 1 and position embeddings may differ."""
     if value.shape == shape:
         return value
     if name.rsplit(".", 1)[-1] == "pos_embed":
-        return _fit_pos_embed(value, shape, source_grid)
+        return _fit_pos_embed(value, shape, source_grid, keep_grid)
     if [n for n in value.shape if n != 1] == [n for n in shape if n != 1]:
         return value.reshape(shape)
     return None
 
 
-def _fit_pos_embed(value: Tensor, shape: torch.Size, source_grid: Sequence[int] | None) -> Tensor | None:
-    """Position embedding (1, N, C) or (1, C, h, w) as (1, C, *grid of `shape`), resized bicubically if the grids differ."""
+def _fit_pos_embed(value: Tensor, shape: torch.Size, source_grid: Sequence[int] | None, keep_grid: bool) -> Tensor | None:
+    """Position embedding (1, N, C) or (1, C, h, w) as (1, C, *grid of `shape`), resized bicubically if it may not stay as it is."""
     if value.ndim == 3:
         tokens = value.shape[1]
         if source_grid is None:
@@ -158,11 +161,21 @@ def _fit_pos_embed(value: Tensor, shape: torch.Size, source_grid: Sequence[int] 
         value = value.transpose(1, 2).reshape(1, value.shape[2], *source_grid)
     if value.ndim != 4 or value.shape[:2] != shape[:2]:
         return None
-    return resize_pos_embed(value, (shape[2], shape[3])).contiguous()
+    return (value if keep_grid else resize_pos_embed(value, (shape[2], shape[3]))).contiguous()
+
+
+class _Settings(dict):
+    """Stands for a settings class that a published file holds beside its weights, so that the class need not be installed, nor run."""
+
+
+# What the training codes of the published families store beside the weights: plain containers.
+_SETTINGS = [argparse.Namespace, (_Settings, "yacs.config.CfgNode")]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a .safetensors file or a PyTorch file (read with weights_only=True; a file that would run code is refused).
+
+    Training settings beside the weights (argparse, yacs) are read as data and left out.
 
     Raises:
         CheckpointError: no such file, unreadable, refused, or no state dict in it.
@@ -176,7 +189,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_SETTINGS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
     for wrapper in ("state_dict", "model"):
@@ -229,18 +243,20 @@ def load_checkpoint(
     state_dict = source if isinstance(source, Mapping) else read_checkpoint(source)
     inside, outside = strip_prefix(state_dict, prefix)
     converted, report = convert(inside, model, family=family, source_grid=source_grid)
-    report.dropped += outside + _matching(report.unexpected, allow_unexpected)
-    report.unexpected = _others(report.unexpected, allow_unexpected)
-    if _others(report.missing, allow_missing) or report.unexpected or report.mismatched:
+    if narrow(report, outside, allow_missing, allow_unexpected) or report.unexpected or report.mismatched:
         origin = "" if isinstance(source, Mapping) else f"{source}: "
         raise CheckpointError(f"{origin}does not fit {type(model).__name__}. {report}")
     model.load_state_dict(converted, strict=not report.missing)
     return report
 
 
-def _matching(names: Iterable[str], patterns: Collection[str]) -> list[str]:
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+def narrow(report: LoadReport, outside: list[str], allow_missing: Collection[str], allow_unexpected: Collection[str]) -> list[str]:
+    """Count allowed unexpected keys, and the keys outside the prefix, as dropped on purpose; the missing keys that are not allowed."""
+    allowed = [key for key in report.unexpected if _named(key, allow_unexpected)]
+    report.dropped += outside + allowed
+    report.unexpected = [key for key in report.unexpected if key not in allowed]
+    return [key for key in report.missing if not _named(key, allow_missing)]
 
 
-def _others(names: Iterable[str], patterns: Collection[str]) -> list[str]:
-    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
+def _named(key: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
