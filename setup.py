@@ -9,11 +9,11 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-FOLDERS = ("kernels", "backbones", "segmentation", "engine", "profiling")
+FOLDERS = ("kernels", "backbones", "segmentation", "classification", "engine", "profiling")
 
 
 def packages() -> dict[str, str]:
-    """Import name -> folder, for the five top folders and every package below them."""
+    """Import name -> folder, for the six top folders and every package below them."""
     found = {f"linescan.{folder}": folder for folder in FOLDERS}
     for folder in FOLDERS:
         for init in sorted((ROOT / folder).rglob("*/__init__.py")):

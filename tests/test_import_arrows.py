@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 STDLIB = sys.stdlib_module_names
-FOLDERS = ("kernels", "backbones", "engine", "segmentation", "profiling")
+FOLDERS = ("kernels", "backbones", "engine", "segmentation", "classification", "profiling")
 SCRIPTS = ("tools", "tests", "configs")
 # Folder -> folders of ours that it may import, third parties that it may import, third parties that it may import inside functions only.
 ARROWS: dict[str, tuple[set[str], set[str], set[str]]] = {
@@ -20,6 +20,7 @@ ARROWS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "backbones": ({"kernels"}, {"torch", "timm", "mmengine"}, {"safetensors"}),  # timm brings safetensors
     "engine": (set(), {"torch", "mmengine", "numpy"}, {"mmseg", "mmcv"}),
     "segmentation": ({"engine"}, {"torch", "mmengine", "mmseg", "mmcv", "numpy", "PIL", "cv2"}, set()),
+    "classification": ({"engine"}, {"torch", "mmengine", "timm", "torchvision", "numpy", "PIL"}, set()),
     "profiling": ({"kernels"}, {"torch", "fvcore", "matplotlib", "mmengine", "numpy"}, set()),
 }
 TOOL_LINES = 150
@@ -220,6 +221,9 @@ def make_tree(root: Path, files: dict[str, str]) -> Path:
         ("segmentation/x.py", "from ..backbones import HybridBackbone"),
         ("segmentation/heads/x.py", "from ...kernels.a import op"),
         ("segmentation/x.py", "import importlib\nimportlib.import_module('linescan.backbones')"),
+        ("classification/x.py", "from ..backbones import HybridBackbone"),
+        ("classification/x.py", "from ..segmentation import datasets"),
+        ("classification/x.py", "import mmseg"),
         ("engine/x.py", "from ..segmentation import heads"),
         ("engine/x.py", "import mmseg"),
         ("profiling/x.py", "from ..backbones.registry import BACKBONES"),
@@ -250,6 +254,7 @@ def test_a_wrong_arrow_is_found(tmp_path, file, text):
             "import timm\nfrom mmengine.model import BaseModule\nfrom ..kernels.a import op\nfrom .registry import BACKBONES",
         ),
         ("segmentation/heads/x.py", "import mmseg\nfrom ...engine import errors\nfrom ..datasets import loading"),
+        ("classification/x.py", "import timm\nfrom ..engine import errors"),
         ("engine/x.py", "def f():\n    import mmseg"),
         ("profiling/x.py", "import fvcore\nfrom ..kernels.costs import FORMULAS"),
         ("tools/x.py", "import pandas\nfrom linescan.backbones import HybridBackbone"),

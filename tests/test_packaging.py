@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 pytestmark = pytest.mark.xdist_group("packaging")  # one worker: the tests share a fixture that trains or builds
 
 OPENMMLAB = re.compile(r"(onedl-)?mm(engine|cv|seg)")
-FOLDERS = ("kernels", "backbones", "engine", "segmentation", "profiling")
+FOLDERS = ("kernels", "backbones", "engine", "segmentation", "classification", "profiling")
 
 
 @pytest.fixture(scope="module")
