@@ -9,15 +9,21 @@ from .hybrid import HybridBackbone
 from .mixers import MIXERS, MixerSpec, register_mixer
 from .pyramid import ContractError, Pyramid
 from .registry import BACKBONES, PluginError, list_backbones
+from .vim import Vim
+from .vrwkv import VRWKV
+from .vrwkv6 import VRWKV6
 
 __all__ = [
     "BACKBONES",
     "MIXERS",
+    "VRWKV",
+    "VRWKV6",
     "ContractError",
     "HybridBackbone",
     "MixerSpec",
     "PluginError",
     "Pyramid",
+    "Vim",
     "list_backbones",
     "register_mixer",
 ]

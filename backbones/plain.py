@@ -77,17 +77,22 @@ class PlainBackbone(Pyramid):
         """Tokens (B, T, C) -> map of the patches (B, C, *grid)."""
         return to_map(self.split_tokens(tokens, grid)[1], grid)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, in_channels, H, W) -> a map (B, C, ceil(H/s), ceil(W/s)) per layer in `out_indices`; any H, W >= 1."""
+    def level_tokens(self, x: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """Image (B, in_channels, H, W) -> tokens (B, T, C) after each layer in `out_indices`, the last layer's normed, and the grid."""
         self._check_input(x)
         tokens, grid = self.embed(x)
-        maps = []
+        levels = []
         last = len(self.layers) - 1
         for i in range(max(self.out_indices) + 1):
             tokens = self.run_layer(i, tokens, grid)
             if i in self.out_indices:
-                maps.append(self.to_map(self.final(tokens) if i == last else tokens, grid))
-        return tuple(maps)
+                levels.append(self.final(tokens) if i == last else tokens)
+        return levels, grid
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, in_channels, H, W) -> a map (B, C, ceil(H/s), ceil(W/s)) per layer in `out_indices`; any H, W >= 1."""
+        levels, grid = self.level_tokens(x)
+        return tuple(self.to_map(tokens, grid) for tokens in levels)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
