@@ -11,14 +11,17 @@ that the published model pairs it with, and their defaults. A new mixer, ours or
 | name             | token mixer                                | channel mixer              | layer scale | MLP ratio |
 |------------------|--------------------------------------------|----------------------------|-------------|-----------|
 | bi_wkv           | Q-shift + Bi-WKV (RWKV-4, linear time)     | RWKV channel mix, Q-shift  | 1e-2        | 4         |
+| bi_wkv6          | Q-shift + WKV6 (RWKV-6, linear time)       | RWKV channel mix, Q-shift  | 1e-2        | 4         |
 | attention        | softmax attention (quadratic)              | GeGLU                      | none        | 2         |
 | linear_attention | attention with the kernel elu + 1 (linear) | GeGLU                      | none        | 2         |
 | gated_conv       | MambaOut's gated depthwise conv (local)    | GeGLU                      | none        | 2         |
+| ss2d             | VMamba's selective scan along four paths   | GeGLU                      | none        | 2         |
+| ssd              | the same with Mamba-2's SSD                | GeGLU                      | none        | 2         |
 | mbconv           | none of its own                            | MBConv-LN (depthwise 3x3)  | none        | 4         |
 | none             | the RWKV layer, each token by itself       | RWKV channel mix, no shift | 1e-2        | 4         |
 
 Sources: RWKV-SAM (arXiv 2406.19369), Vision-RWKV (arXiv 2403.02308), ViTamin (arXiv 2404.02132), linear attention (arXiv 2006.16236),
-MambaOut (arXiv 2405.07992).
+MambaOut (arXiv 2405.07992), VMamba (arXiv 2401.10166).
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +34,8 @@ from torch import Tensor, nn
 
 from .layers import LayerContext, init_conv, to_map, without_autocast
 from .names import choose, unknown
-from .rwkv_mixers import PointwiseChannelMix, PointwiseSpatialMix, RWKVChannelMix, RWKVSpatialMix
+from .rwkv_mixers import PointwiseChannelMix, PointwiseSpatialMix, RWKV6SpatialMix, RWKVChannelMix, RWKVSpatialMix
+from .ssm_mixers import SS2D, SSD2D
 
 
 class Attention(nn.Module):
@@ -187,9 +191,12 @@ CHANNEL_MIXERS: dict[str, Mixer] = {
 
 MIXERS: dict[str, MixerSpec] = {
     "bi_wkv": MixerSpec(RWKVSpatialMix, "rwkv", layer_scale=1e-2, mlp_ratio=4),
+    "bi_wkv6": MixerSpec(RWKV6SpatialMix, "rwkv", layer_scale=1e-2, mlp_ratio=4),
     "attention": MixerSpec(Attention, "geglu", layer_scale=None, mlp_ratio=2),
     "linear_attention": MixerSpec(LinearAttention, "geglu", layer_scale=None, mlp_ratio=2),
     "gated_conv": MixerSpec(GatedConv, "geglu", layer_scale=None, mlp_ratio=2),
+    "ss2d": MixerSpec(SS2D, "geglu", layer_scale=None, mlp_ratio=2),
+    "ssd": MixerSpec(SSD2D, "geglu", layer_scale=None, mlp_ratio=2),
     "mbconv": MixerSpec(None, "mbconv", layer_scale=None, mlp_ratio=4),
     "none": MixerSpec(PointwiseSpatialMix, "rwkv_pointwise", layer_scale=1e-2, mlp_ratio=4),
 }
