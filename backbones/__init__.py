@@ -9,7 +9,9 @@ from .hybrid import HybridBackbone
 from .mixers import MIXERS, MixerSpec, register_mixer
 from .pyramid import ContractError, Pyramid
 from .registry import BACKBONES, PluginError, list_backbones
+from .timm_backbone import TimmBackbone
 from .vim import Vim
+from .vmamba import VMamba
 from .vrwkv import VRWKV
 from .vrwkv6 import VRWKV6
 
@@ -23,6 +25,8 @@ __all__ = [
     "MixerSpec",
     "PluginError",
     "Pyramid",
+    "TimmBackbone",
+    "VMamba",
     "Vim",
     "list_backbones",
     "register_mixer",
