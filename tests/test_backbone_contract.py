@@ -14,6 +14,8 @@ from linescan.backbones import BACKBONES, MIXERS, list_backbones
 from linescan.kernels.dispatch import use_backend
 
 SIZES = [(64, 64), (63, 97), (120, 50), (17, 1)]
+# Modules of PyTorch whose vectors are biases or of a norm.
+BIASED_OR_NORM = nn.Conv1d | nn.Conv2d | nn.Linear | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.BatchNorm2d
 
 
 def configs_of(name: str) -> dict[str, dict]:
@@ -223,7 +225,7 @@ def test_no_weight_decay_names_parameters(config):
         own = dict(module.named_parameters(recurse=False))
         listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
         assert listed <= set(own)
-        if not isinstance(module, nn.Conv2d | nn.Linear | nn.LayerNorm):
+        if not isinstance(module, BIASED_OR_NORM):
             assert {name for name, p in own.items() if p.ndim < 2} <= listed
 
 

@@ -74,7 +74,23 @@ def _build(path: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, dict]:
 
 def _outputs(model: torch.nn.Module, golden: dict, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """What the file recorded of the official forward pass."""
-    return model(x)
+    return _vim_outputs(model, golden, x) if golden["cls"] == "VisionMamba" else model(x)
+
+
+def _vim_outputs(model: torch.nn.Module, golden: dict, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Logits, then of every layer the mixer's output and the stream that enters it. The head reads the class token, or else the mean."""
+    seen = []
+    hooks = [model.final_norm.register_forward_hook(lambda module, args, output: seen.append(output))]
+    for layer in model.layers:
+        hooks.append(layer.token.register_forward_hook(lambda module, args, output: seen.append(output)))
+        hooks.append(layer.register_forward_hook(lambda module, args, output: seen.append(args[0])))
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    *states, tokens = seen
+    token = tokens.mean(1) if model.cls_token is None else tokens[:, (tokens.shape[1] - 1) // 2]
+    weight, bias = (golden["state_dict"][f"head.{name}"].to(token.dtype) for name in ("weight", "bias"))
+    return token @ weight.T + bias, *states
 
 
 def _error(value: torch.Tensor, reference: torch.Tensor) -> float:
