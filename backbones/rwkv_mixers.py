@@ -91,8 +91,8 @@ def _heads(context: LayerContext, head_dim: int | None) -> int:
     return context.num_heads
 
 
-def _small(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape).uniform_(-1e-4, 1e-4))
+def _uniform(bound: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
 class RWKV6SpatialMix(nn.Module):
@@ -106,8 +106,8 @@ class RWKV6SpatialMix(nn.Module):
         y   = BiWKV6(receptance(x_r), key(x_k), value(x_v), w, u=first)                 (T, H, D)
         out = output(HeadNorm(y) * silu(gate(x_g)))
 
-    With `key_norm` a LayerNorm over all channels precedes the HeadNorm. The vectors start at the official "fancy" values, the four low-rank
-    factors uniform within 1e-4, the linears at PyTorch's default.
+    With `key_norm` a LayerNorm over all channels precedes the HeadNorm. The vectors start at the official "fancy" values, the linears at
+    PyTorch's default.
 
     Args:
         context: where the layer stands.
@@ -115,6 +115,8 @@ class RWKV6SpatialMix(nn.Module):
         extra_tokens: tokens after the patches; they take part in WKV6 and pass the shift unchanged.
         key_norm: see above.
         mix_rank, decay_rank: inner widths of the low-rank maps.
+        low_rank_init: the four low-rank factors start uniform within +- this. Vision-RWKV-6 has 1e-4; behind a layer scale of 1e-2 that
+            leaves `shift_w` a gradient that float32 rounds away.
 
     Raises:
         ValueError: the heads do not divide C.
@@ -129,16 +131,17 @@ class RWKV6SpatialMix(nn.Module):
         key_norm: bool = False,
         mix_rank: int = 32,
         decay_rank: int = 64,
+        low_rank_init: float = 1e-2,
     ) -> None:
         super().__init__()
         dim = context.dim
         self.heads = _heads(context, head_dim)
         self.extra_tokens = extra_tokens
         self._init_vectors(context)
-        self.shift_down = _small(dim, MIXES_V6 * mix_rank)
-        self.shift_up = _small(MIXES_V6, mix_rank, dim)
-        self.decay_down = _small(dim, decay_rank)
-        self.decay_up = _small(decay_rank, dim)
+        self.shift_down = _uniform(low_rank_init, dim, MIXES_V6 * mix_rank)
+        self.shift_up = _uniform(low_rank_init, MIXES_V6, mix_rank, dim)
+        self.decay_down = _uniform(low_rank_init, dim, decay_rank)
+        self.decay_up = _uniform(low_rank_init, decay_rank, dim)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.receptance = nn.Linear(dim, dim, bias=False)

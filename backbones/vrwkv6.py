@@ -34,9 +34,9 @@ from .vrwkv import SHARED_RULES, VisionRWKV, only, resolve_arch, shared_config
 # As in vrwkv.py, and num_heads: heads of WKV6, None for one per 64 channels; class_token: a learnt token after the patches.
 ARCH_DEFAULTS: dict[str, Any] = dict(VRWKV_DEFAULTS, num_heads=None, class_token=False)
 ARCHS: dict[str, dict[str, Any]] = {
-    "test": dict(dim=32, depth=2, num_heads=2, img_size=64),
-    "test_class_token": dict(dim=32, depth=2, num_heads=2, img_size=(48, 64), class_token=True),
-    "test_post_norm": dict(dim=32, depth=2, num_heads=2, img_size=64, post_norm=True, key_norm=True, layer_scale=0.1),
+    "test": dict(dim=64, depth=2, num_heads=2, img_size=64),
+    "test_class_token": dict(dim=64, depth=2, num_heads=2, img_size=(48, 64), class_token=True),
+    "test_post_norm": dict(dim=64, depth=2, num_heads=2, img_size=64, post_norm=True, key_norm=True, layer_scale=0.1),
     "tiny": dict(dim=192),
     "small": dict(dim=384, post_norm=True, layer_scale=1e-5),
     "base": dict(dim=768, post_norm=True, layer_scale=1e-5),
@@ -88,7 +88,7 @@ class VRWKV6(VisionRWKV):
         options = dict(extra_tokens=int(spec["class_token"]), key_norm=spec["key_norm"])
 
         def mixers(context: LayerContext) -> tuple[nn.Module, nn.Module]:
-            spatial = RWKV6SpatialMix(context, head_dim=context.dim // heads, **options)
+            spatial = RWKV6SpatialMix(context, head_dim=context.dim // heads, low_rank_init=1e-4, **options)
             return spatial, RWKVChannelMix(context, heads=heads, **options)
 
         super().__init__(
