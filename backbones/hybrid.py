@@ -294,7 +294,8 @@ class HybridBackbone(Pyramid):
         """(B, in_channels, H, W) -> the maps chosen by `out_indices`; any H, W >= 1."""
         self._check_input(x)
         levels = []
-        x = self._run(self.stem, x)
+        # Channels last from the first convolution on: LayerNorm wants it so, and the convolutions are no slower (docs/LOG.md).
+        x = self._run(self.stem, x.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             for block in stage:
                 x = self._run(block, x)
