@@ -14,12 +14,14 @@ from .vim import Vim
 from .vmamba import VMamba
 from .vrwkv import VRWKV
 from .vrwkv6 import VRWKV6
+from .vssd import VSSD
 
 __all__ = [
     "BACKBONES",
     "MIXERS",
     "VRWKV",
     "VRWKV6",
+    "VSSD",
     "ContractError",
     "HybridBackbone",
     "MixerSpec",
