@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
+from torchvision.transforms import Compose
 
 # Arguments of timm's `create_transform` that would return something else than one normalised tensor (3, H, W).
 _REFUSED = ("input_size", "is_training", "use_prefetcher", "normalize", "separate", "naflex", "patchify", "tf_preprocessing")
@@ -65,6 +66,7 @@ class TimmTransform:
             raise TypeError(f"TimmTransform has no option {', '.join(unknown)}; expected input_size, training, {', '.join(known)}")
         size = input_size if isinstance(input_size, int) else tuple(input_size)
         self.transform = create_transform(size, is_training=training, **options)
+        _keep_a_bit(self.transform)
 
     def __call__(self, results: dict) -> dict:
         results["inputs"] = self.transform(results["img"])
@@ -72,6 +74,19 @@ class TimmTransform:
 
     def __repr__(self) -> str:
         return f"TimmTransform({self.transform})"
+
+
+def _keep_a_bit(transform: Compose) -> None:
+    """Let posterizing keep at least one bit: at the highest magnitude timm (1.0.31) asks for none, which Pillow 13 refuses."""
+    for step in transform.transforms:
+        policies = getattr(step, "policy", [getattr(step, "ops", ())])  # AutoAugment; RandAugment and AugMix
+        for operation in (operation for policy in policies for operation in policy):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))
 
 
 @TRANSFORMS.register_module()

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.dataset import Compose
+from mmengine.registry import HOOKS, init_default_scope
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 import linescan.backbones
+import linescan.classification
 import linescan.segmentation  # noqa: F401  (registers the datasets and segmentors)
 from linescan.engine import ConfigError, load_config
 
@@ -30,7 +33,23 @@ DATA = {
     "camvid": "CamVidDataset",
     "shapes": "ShapesDataset",
 }
+CLASS_NAME = re.compile(
+    r"(?P<family>hybrid|vrwkv6|vrwkv|vim|vmamba|vssd)(-(?P<mixer>bi-wkv|attention))?-(?P<arch>test|micro|tiny|small|base)"
+    r"_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<epochs>\d+)e_(?P<data>[a-z0-9]+)-(?P<side>\d+)"
+)
+CLASS_BACKBONES = {
+    "hybrid": "linescan.HybridBackbone",
+    "vrwkv": "linescan.VRWKV",
+    "vrwkv6": "linescan.VRWKV6",
+    "vim": "linescan.Vim",
+    "vmamba": "linescan.VMamba",
+    "vssd": "linescan.VSSD",
+}
+CLASS_DATA = {"in1k": ("imagenet", 1000), "caltech10": ("caltech10", 10)}
+CLASS_CONFIGS = [p for p in CONFIGS if p.parent.name in ("imagenet", "caltech")]
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+every_mask_config = pytest.mark.parametrize("path", [p for p in CONFIGS if p not in CLASS_CONFIGS], ids=lambda p: p.stem)
+every_class_config = pytest.mark.parametrize("path", CLASS_CONFIGS, ids=lambda p: p.stem)
 
 
 def load(path: Path) -> Config:
@@ -66,7 +85,7 @@ def test_docstring_tells_what_how_and_status(path):
     assert re.search(r"^Status: (reproduced|measured once|untrained)\.", text, re.M), f"{path}: no status"
 
 
-@every_config
+@every_mask_config
 def test_name_and_content_agree(path):
     name, cfg = parse(path), load(path)
     backbone = cfg.model.backbone
@@ -89,7 +108,7 @@ def test_bases_are_shallow_and_architecture_stays_out(path):
     assert not {"depth", "num_heads", "dims"} & set(load(path).model.backbone)
 
 
-@every_config
+@every_mask_config
 def test_model_builds_for_the_classes_of_the_data(path):
     cfg = load(path)
     init_default_scope(cfg.default_scope)
@@ -101,6 +120,44 @@ def test_model_builds_for_the_classes_of_the_data(path):
     assert {head.num_classes for head in heads} == {len(classes)}
     # A loss with class weights is averaged over the weights of the pixels that count; avg_non_ignore cannot be set beside them.
     assert all(loss.avg_non_ignore or loss.class_weight for loss in (head.loss_decode for head in heads))
+
+
+@every_class_config
+def test_name_and_content_of_a_classification_config_agree(path):
+    match, cfg = CLASS_NAME.fullmatch(path.stem), load(path)
+    assert match, f"{path.stem} is not <backbone>-<arch>_<gpus>xb<batch>-<epochs>e_<data>-<side>"
+    name, backbone = match.groupdict(), cfg.model.backbone
+    mixer = (name["mixer"] or "").replace("-", "_") or None
+    assert (backbone.type, backbone.arch, backbone.get("mixer")) == (CLASS_BACKBONES[name["family"]], name["arch"], mixer)
+    assert cfg.train_dataloader.batch_size == int(name["batch"])
+    assert cfg.train_cfg.max_epochs == int(name["epochs"]) == cfg.param_scheduler[-1].end
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin, "cosine begins where the warm-up ends"
+    folder, classes = CLASS_DATA[name["data"]]
+    loaders = [cfg[f"{split}_dataloader"] for split in ("train", "val", "test")]
+    assert {Path(loader.dataset.data_root).name for loader in loaders} == {folder} and cfg.model.num_classes == classes
+    sizes = {step.input_size for loader in loaders for step in loader.dataset.pipeline if step.type == "TimmTransform"}
+    assert sizes == {int(name["side"])}
+    if cfg.get("auto_scale_lr"):
+        assert int(name["gpus"]) * int(name["batch"]) == cfg.auto_scale_lr.base_batch_size
+    if cfg.model.data_preprocessor.get("mixup"):
+        assert cfg.train_dataloader.drop_last and cfg.train_dataloader.batch_size % 2 == 0
+
+
+@every_class_config
+def test_classifier_builds_and_every_parameter_takes_part(path):
+    """One returned map, the last; data sets and hooks take the arguments of the config."""
+    cfg = load(path)
+    init_default_scope(cfg.default_scope)
+    with torch.device("meta"):
+        model = MMENGINE_MODELS.build(cfg.model)
+        outputs = model.backbone(torch.zeros(2, 3, 64, 64))
+    assert len(outputs) == 1 and outputs[0].shape[:2] == (2, model.head.in_features) and model.head.out_features == model.num_classes
+    (outputs[0].sum() + sum(p.sum() for p in model.head.parameters())).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    for hook in cfg.get("custom_hooks", []):
+        HOOKS.build(hook)
+    for split in ("train", "val"):
+        Compose(cfg[f"{split}_dataloader"].dataset.pipeline)
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if "-attention-" in p.stem], ids=lambda p: p.stem)

@@ -13,6 +13,7 @@ from linescan.engine import ConfigError, load_config, run_test, use_tta
 from linescan.engine.cli import run_tool
 
 IOU_METRICS = ("IoUMetric", "PerClassIoUMetric")
+CLASS_METRICS = ("TopKAccuracy",)
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +22,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint of the config's model")
     parser.add_argument("--work-dir", help="folder for the log (default: the config's work_dir, else work_dirs/<config name>)")
     parser.add_argument(
-        "--out", help="folder for the predictions, <image name>.png with class indices, and metrics.json with the IoU per class"
+        "--out",
+        help="folder for metrics.json and the predictions: of label maps <image name>.png with class indices and the IoU per class, "
+        "of classes predictions.json",
     )
     parser.add_argument("--show-dir", help="folder for pictures, image | ground truth | prediction; they lie in it directly")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation: the config's tta_pipeline and tta_model")
@@ -37,18 +40,27 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def write_predictions(cfg: Config, out: str) -> None:
-    """Let the IoU metric of the config write its label maps to `out`, and report every class."""
+def metrics_of(cfg: Config, types: tuple[str, ...]) -> list[ConfigDict]:
+    """The configs of the test metrics of these types."""
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    metrics = [metric for metric in evaluators if metric["type"].rsplit(".", 1)[-1] in IOU_METRICS]
-    if not metrics:
-        raise ConfigError(f"--out: test_evaluator has none of {', '.join(IOU_METRICS)}, which write the predictions")
-    for metric in metrics:
+    return [metric for metric in evaluators if metric["type"].rsplit(".", 1)[-1] in types]
+
+
+def write_predictions(cfg: Config, out: str) -> None:
+    """Let the metric of the config write its predictions to `out`; the IoU metric also reports every class."""
+    label_maps, classes = metrics_of(cfg, IOU_METRICS), metrics_of(cfg, CLASS_METRICS)
+    if not label_maps and not classes:
+        raise ConfigError(f"--out: test_evaluator has none of {', '.join(IOU_METRICS + CLASS_METRICS)}, which write the predictions")
+    for metric in label_maps:
         metric.update(type="PerClassIoUMetric", output_dir=out)
+    for metric in classes:
+        metric.output_dir = out
 
 
 def draw_pictures(cfg: Config, folder: str) -> None:
     """Switch the picture hook on, for all test images, and let the visualizer's image files lie in `folder`."""
+    if metrics_of(cfg, CLASS_METRICS):
+        raise ConfigError("--show-dir draws label maps, and the config classifies whole images; --out writes its predictions")
     hooks = cfg.setdefault("default_hooks", ConfigDict())
     hooks.setdefault("visualization", ConfigDict(type="PredictionPicturesHook"))
     hooks.visualization.update(draw=True, interval=1)
