@@ -11,6 +11,7 @@ The families of published code register beside the backbones that they load into
 import argparse
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .names import choose
+from .names import choose, unknown
 from .scans import resize_pos_embed
 
 
@@ -164,18 +165,19 @@ def _fit_pos_embed(value: Tensor, shape: torch.Size, source_grid: Sequence[int] 
     return (value if keep_grid else resize_pos_embed(value, (shape[2], shape[3]))).contiguous()
 
 
-class _Settings(dict):
-    """Stands for a settings class that a published file holds beside its weights, so that the class need not be installed, nor run."""
+# What the training codes of the published families store beside the weights. The settings class of yacs is a dict: read as one, it need not
+# be installed, nor can it run.
+_SETTINGS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
-# What the training codes of the published families store beside the weights: plain containers.
-_SETTINGS = [argparse.Namespace, (_Settings, "yacs.config.CfgNode")]
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """The state dict in a .safetensors file or a PyTorch file (read with weights_only=True; a file that would run code is refused).
 
     Training settings beside the weights (argparse, yacs) are read as data and left out.
+
+    Args:
+        path: the file.
+        key: entry of the file that holds the state dict, such as "model_ema"; None: the file itself, or its entry "state_dict" or "model".
 
     Raises:
         CheckpointError: no such file, unreadable, refused, or no state dict in it.
@@ -193,6 +195,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+    if key is not None:
+        entries = list(content) if isinstance(content, Mapping) else []
+        if key not in entries:
+            raise CheckpointError(f"checkpoint {path}: {unknown(key, map(str, entries[:20]), 'entry')}")
+        content = content[key]
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -218,6 +225,7 @@ def load_checkpoint(
     source: str | Path | Mapping[str, Tensor],
     *,
     family: str = "linescan",
+    key: str | None = None,
     prefix: str | None = None,
     source_grid: Sequence[int] | None = None,
     allow_missing: Collection[str] = (),
@@ -229,6 +237,7 @@ def load_checkpoint(
         model: the backbone.
         source: a path, or a state dict.
         family: a key of `FAMILIES`.
+        key: see `read_checkpoint`.
         prefix: what the backbone's keys start with in the file; None finds out, see `strip_prefix`.
         source_grid: see `convert`.
         allow_missing: our names that the file may lack, or shell patterns of them ("outnorm*"); they keep their initial values.
@@ -240,7 +249,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: unreadable, or keys are missing, unexpected or of another shape; the model is unchanged then.
     """
-    state_dict = source if isinstance(source, Mapping) else read_checkpoint(source)
+    state_dict = source if isinstance(source, Mapping) else read_checkpoint(source, key)
     inside, outside = strip_prefix(state_dict, prefix)
     converted, report = convert(inside, model, family=family, source_grid=source_grid)
     if narrow(report, outside, allow_missing, allow_unexpected) or report.unexpected or report.mismatched:

@@ -32,6 +32,7 @@ def convert_file(
     family: str,
     arch: str | None = None,
     options: Mapping[str, Any] | None = None,
+    key: str | None = None,
     prefix: str | None = None,
     source_grid: Sequence[int] | None = None,
     allow_missing: Collection[str] = (),
@@ -45,7 +46,7 @@ def convert_file(
         family: a key of `checkpoints.FAMILIES` with a backbone of its own.
         arch: name in the backbone's `ARCHS`. None: the one that the file's tensors fit.
         options: further arguments of the backbone's constructor.
-        prefix, source_grid, allow_missing, allow_unexpected: see `checkpoints.load_checkpoint`.
+        key, prefix, source_grid, allow_missing, allow_unexpected: see `checkpoints.load_checkpoint`.
 
     Returns:
         The architecture, and the report.
@@ -60,7 +61,7 @@ def convert_file(
     rules = choose(family, FAMILIES, "checkpoint family")
     if rules.backbone is None:
         raise ValueError(f"family {family!r} has no official layout to convert from; choose one of {', '.join(convertible())}")
-    inside, outside = strip_prefix(read_checkpoint(source), prefix)
+    inside, outside = strip_prefix(read_checkpoint(source, key), prefix)
     names = archs_of(rules.backbone)
     if arch is not None:
         choose(arch, dict.fromkeys(names), "arch")

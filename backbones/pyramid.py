@@ -99,8 +99,8 @@ class Pyramid(BaseModule):
             documents what its stages are.
         norm_eval: keep batch-norm layers in evaluation mode while training.
         with_cp: recompute the activations of each block in the backward pass instead of storing them.
-        init_cfg: MMEngine's initialisation config. An entry dict(type="Pretrained", checkpoint=PATH, family=..., prefix=...,
-            allow_missing=...) loads strictly, by `checkpoints.load_checkpoint`.
+        init_cfg: MMEngine's initialisation config. An entry dict(type="Pretrained", checkpoint=PATH, family=..., key=...,
+            prefix=..., allow_missing=...) loads strictly, by `checkpoints.load_checkpoint`.
     """
 
     out_channels: tuple[int, ...]

@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--family", required=True, help=f"published code that wrote the file: {', '.join(convertible())}")
     parser.add_argument("--arch", help="architecture (default: the one that the file fits)")
     parser.add_argument("--options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="arguments of the backbone, e.g. img_size=384")
+    parser.add_argument("--key", help="entry of the file with the weights, e.g. model_ema (default: state_dict or model)")
     parser.add_argument("--prefix", help="what the backbone's keys start with in the file (default: guessed)")
     parser.add_argument("--source-grid", type=int, nargs=2, metavar=("H", "W"), help="token grid of its position embedding, if not square")
     parser.add_argument("--allow-missing", nargs="+", default=(), metavar="NAME", help="our names that it may lack, or patterns (outnorm*)")
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     secure_loading()
-    options = ("family", "arch", "options", "prefix", "source_grid", "allow_missing", "allow_unexpected")
+    options = ("family", "arch", "options", "key", "prefix", "source_grid", "allow_missing", "allow_unexpected")
     try:
         arch, report = convert_file(args.source, args.target, **{name: getattr(args, name) for name in options})
     except CheckpointError as error:
