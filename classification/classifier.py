@@ -1,4 +1,4 @@
-"""A backbone and a linear classifier on the mean of its last map."""
+"""A backbone and a linear classifier on the mean of its last map, or on its class token."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
-    """Image (B, 3, H, W) -> logits (B, K): backbone, mean of the last map over its positions, optional LayerNorm, dropout, linear layer.
+    """Image (B, 3, H, W) -> logits (B, K): backbone, pooling, optional LayerNorm, dropout, linear layer.
 
     The linear layer starts with a truncated normal of std 0.02 and bias 0. The loss is the cross entropy of class indices or of class
     probabilities (mixup), in float32; with smoothing e a target y becomes (1 - e) y + e / K.
@@ -19,6 +19,8 @@ class ImageClassifier(BaseModel):
         backbone: config of a backbone that keeps the Pyramid contract, such as dict(type="linescan.HybridBackbone", arch="tiny",
             out_indices=(3,)). Only its last returned map is used; `out_indices` should leave out the others.
         num_classes: K.
+        pool: "mean": the last map's mean over its positions. "class_token": the final class token of a plain backbone that has one (Vim,
+            VRWKV6 with class_token=True); such a backbone tells its tokens through `level_tokens` and `split_tokens`.
         head_norm: put a LayerNorm (eps 1e-6) before the linear layer, for a backbone whose last map is not normed.
         dropout: probability, before the linear layer.
         label_smoothing: e, in [0, 1).
@@ -26,7 +28,7 @@ class ImageClassifier(BaseModel):
         init_cfg: as in MMEngine. Pretrained backbones go through the backbone's `init_cfg`.
 
     Raises:
-        ValueError: a value out of range, or a backbone without `out_channels`.
+        ValueError: a value out of range, a backbone without `out_channels`, or one without tokens where the class token is asked for.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class ImageClassifier(BaseModel):
         backbone: dict,
         num_classes: int,
         *,
+        pool: str = "mean",
         head_norm: bool = False,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
@@ -45,6 +48,8 @@ class ImageClassifier(BaseModel):
         for name, value in (("label_smoothing", label_smoothing), ("dropout", dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+        if pool not in ("mean", "class_token"):
+            raise ValueError(f"pool: expected mean or class_token, got {pool!r}")
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = {"type": "ClassificationPreprocessor", "num_classes": num_classes, **(data_preprocessor or {})}
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -53,6 +58,9 @@ class ImageClassifier(BaseModel):
         self.backbone = MODELS.build(backbone)
         if not getattr(self.backbone, "out_channels", None):
             raise ValueError(f"backbone: {type(self.backbone).__name__} has no out_channels, so the width of its last map is not known")
+        if pool == "class_token" and not hasattr(self.backbone, "level_tokens"):
+            raise ValueError(f"pool: {type(self.backbone).__name__} has no class token")
+        self.pool = pool
         width = self.backbone.out_channels[-1]
         self.norm = nn.LayerNorm(width, eps=1e-6) if head_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -82,12 +90,23 @@ class ImageClassifier(BaseModel):
             raise ValueError(f"mode: expected tensor, loss or predict, got {mode!r}")
         if mode == "loss" and targets is None:
             raise ValueError("targets: a loss needs them, and the data have no gt_label")
-        logits = self.head(self.dropout(self.norm(self.backbone(inputs)[-1].mean(dim=(2, 3)))))
+        logits = self.head(self.dropout(self.norm(self._pooled(inputs))))
         if mode == "tensor":
             return logits
         if mode == "loss":
             return dict(loss=F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing))
         return self._predict(logits, data_samples)
+
+    def _pooled(self, inputs: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C)."""
+        if self.pool == "mean":
+            return self.backbone(inputs)[-1].mean(dim=(2, 3))
+        levels, grid = self.backbone.level_tokens(inputs)
+        before, _, after = self.backbone.split_tokens(levels[-1], grid)
+        extra = torch.cat((before, after), dim=1)
+        if extra.shape[1] != 1:
+            raise ValueError(f"pool: expected one class token, {type(self.backbone).__name__} has {extra.shape[1]}; build it with one")
+        return extra[:, 0].to(self.head.weight.dtype)
 
     def _predict(self, logits: Tensor, samples: list[BaseDataElement] | None) -> list[BaseDataElement]:
         scores = torch.softmax(logits.float(), dim=1)

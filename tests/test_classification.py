@@ -295,6 +295,26 @@ def test_logits_loss_and_prediction():
     assert len(model(images, mode="predict")) == 3
 
 
+@pytest.mark.parametrize("backbone", [dict(type="linescan.Vim", arch="test"), dict(type="linescan.VRWKV6", arch="test_class_token")])
+def test_the_class_token_can_be_classified(backbone):
+    """The logits are the head's on the one token that is no patch."""
+    model = ImageClassifier(backbone, 3, pool="class_token").eval().requires_grad_(False)
+    images = torch.randn(2, 3, 48, 64)
+    levels, grid = model.backbone.level_tokens(images)
+    middle = grid[0] * grid[1] // 2 if "Vim" in backbone["type"] else -1
+    assert torch.allclose(model(images), model.head(levels[-1][:, middle].float()), atol=1e-6)
+    token, model.pool = model(images), "mean"
+    assert not torch.allclose(model(images), token)
+
+
+def test_a_class_token_has_to_be_there():
+    model = ImageClassifier(dict(type="linescan.VRWKV6", arch="test"), 3, pool="class_token")
+    with pytest.raises(ValueError, match="expected one class token, VRWKV6 has 0"):
+        model(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="HybridBackbone has no class token"):
+        ImageClassifier(BACKBONE, 3, pool="class_token")
+
+
 def test_the_loss_is_float32_under_autocast_and_reaches_every_parameter():
     model = ImageClassifier(BACKBONE, 3, data_preprocessor=dict(mixup=dict(mixup_alpha=0.8)))
     data = model.data_preprocessor(dict(inputs=torch.randn(2, 3, 32, 32), data_samples=[sample(0), sample(2)]), training=True)
@@ -318,6 +338,7 @@ def test_dropout_acts_in_training_only():
         (dict(num_classes=1), "num_classes must be an int >= 2, got 1"),
         (dict(label_smoothing=1.0), r"label_smoothing must lie in \[0, 1\), got 1.0"),
         (dict(dropout=-0.1), "dropout must lie in"),
+        (dict(pool="max"), "pool: expected mean or class_token, got 'max'"),
         (dict(backbone=dict(type="BaseDataPreprocessor")), "BaseDataPreprocessor has no out_channels"),
     ],
 )
