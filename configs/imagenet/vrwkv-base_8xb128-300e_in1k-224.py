@@ -1,0 +1,18 @@
+"""ImageNet-1k: VRWKV base.
+
+    torchrun --nproc-per-node=8 tools/train.py --launcher pytorch \
+        configs/imagenet/vrwkv-base_8xb128-300e_in1k-224.py
+
+The published recipe: drop path 0.5, mixup 0.8, cutmix 1. Its label smoothing is not published; 0.1 is DeiT's.
+
+Status: untrained.
+"""
+
+_base_ = [
+    "../_base_/models/classifier.py",
+    "../_base_/datasets/imagenet_224.py",
+    "../_base_/schedules/adamw_300e.py",
+    "../_base_/runtime_classification.py",
+]
+
+model = dict(backbone=dict(type="linescan.VRWKV", arch="base", drop_path_rate=0.5, out_indices=(11,)))
