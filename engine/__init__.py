@@ -12,6 +12,7 @@ from .optim import LinescanOptimWrapperConstructor, parameter_groups
 from .randomness import RngStreamHook
 from .runner import LinescanFlexibleRunner, LinescanRunner
 from .safe_load import secure_loading
+from .trials import best_checkpoint, train_and_test
 
 __all__ = [
     "AtomicCheckpointHook",
@@ -27,6 +28,7 @@ __all__ = [
     "ReplayEpochLoop",
     "ReplayIterLoop",
     "RngStreamHook",
+    "best_checkpoint",
     "build_runner",
     "check_weights",
     "load_config",
@@ -37,6 +39,7 @@ __all__ = [
     "run_train",
     "secure_loading",
     "silence_warnings",
+    "train_and_test",
     "use_tta",
     "write_text",
 ]

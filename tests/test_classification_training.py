@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from linescan.backbones import BACKBONES
 from linescan.engine import load_config, read_checkpoint, run_test, run_train
 from linescan.engine.testing import read_losses
+from linescan.profiling import read_rows
 
 pytestmark = pytest.mark.xdist_group("classification_training")  # one worker: the tests share a fixture that trains
 
@@ -171,6 +173,40 @@ def test_the_tools_train_in_mixed_precision_and_write_predictions(tmp_path, repo
     with pytest.raises(SystemExit):
         tool("test", work_dir / "iter_6.pth", "--show-dir", tmp_path / "show")
     assert "--show-dir draws label maps" in capsys.readouterr().err
+
+
+def test_the_backbone_of_a_checkpoint_loads_into_a_pyramid(tmp_path, config):
+    """What pre-training is for: the averaged weights of the classifier's backbone, strictly, with every level returned."""
+    work_dir = tmp_path / "run"
+    run_train(config(work_dir, **{"train_cfg.max_epochs": 1, "default_hooks.checkpoint.interval": 6}))
+    options = dict(type="linescan.HybridBackbone", arch="test", mixer="bi_wkv", mlp_ratio=2)
+    pretrained = dict(type="Pretrained", checkpoint=str(work_dir / "iter_6.pth"), family="linescan")
+    backbone = BACKBONES.build(dict(**options, init_cfg=pretrained))
+    backbone.init_weights()
+    saved = read_checkpoint(work_dir / "iter_6.pth")["state_dict"]
+    assert all(torch.equal(value, saved[f"backbone.{name}"]) for name, value in backbone.state_dict().items())
+    assert len(backbone(torch.zeros(1, 3, 40, 32))) == 4
+
+
+def test_classifiers_are_compared(tmp_path, repo_root, pictures):
+    configs = [repo_root / CONFIG.replace("bi-wkv", mixer) for mixer in ("bi-wkv", "attention")]
+    options = [f"data_root={pictures}", "model.num_classes=3", "train_cfg.max_epochs=1", "train_dataloader.batch_size=4"]
+    options += ["default_hooks.logger.interval=2"]
+    command = [sys.executable, "tools/compare_classifiers.py", *map(str, configs), "--out", str(tmp_path / "out"), "--images", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--cfg-options", *options], cwd=repo_root, capture_output=True, text=True, env=environment, timeout=170
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = read_rows(tmp_path / "out" / "results.json")
+    assert [row["name"] for row in rows] == [path.stem for path in configs]
+    for row in rows:
+        metrics = json.loads((tmp_path / "out" / row["name"] / "metrics.json").read_text())["metrics"]
+        assert row["result"]["accuracy/top1"] == metrics["accuracy/top1"] and row["result"]["train_cpu_seconds"] > 0
+        assert row["condition"]["epochs"] == 1 and row["result"]["parameters"] > row["result"]["backbone_parameters"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert all(name in table for name in ("top1, %", "top3, %", "MACs, G", rows[1]["name"]))
+    assert all(Image.open(tmp_path / "out" / name).size[0] > 300 for name in ("sheet.png", "curves.png"))
 
 
 def test_a_wrong_number_of_classes_ends_training_with_the_image(tmp_path, config):

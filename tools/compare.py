@@ -9,12 +9,11 @@ import argparse
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # before torch is imported: no checkpoint may run code
 
-from linescan.engine import load_config, quiet_imports, run_test, run_train, write_text
+from linescan.engine import best_checkpoint, load_config, quiet_imports, train_and_test, write_text
 from linescan.engine.cli import run_tool
 
 with quiet_imports():
@@ -42,35 +41,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change values of every config")
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     return parser.parse_args()
-
-
-def train_and_test(config: Path, args: argparse.Namespace) -> None:
-    """Leaves checkpoints and `metrics.json` in the config's work folder."""
-    work_dir = args.out / config.stem
-    if (work_dir / "metrics.json").exists():
-        print(f"{config.stem}: evaluated already, see {work_dir / 'metrics.json'}")
-        return
-    options = dict(work_dir=work_dir, cfg_options=args.cfg_options, seed=args.seed)
-    print(f"\n{config.stem}: training (python tools/train.py {config} --work-dir {work_dir} --seed {args.seed})", flush=True)
-    start, cpu = time.perf_counter(), cpu_seconds()
-    run_train(load_config(config, resume=work_dir.exists() or None, **options))
-    seconds = {"train_seconds": round(time.perf_counter() - start, 1), "train_cpu_seconds": round(cpu_seconds() - cpu, 1)}
-    checkpoint = best_checkpoint(work_dir)
-    metrics = {key: float(value) for key, value in run_test(load_config(config, **options), checkpoint).items()}
-    content = {"checkpoint": checkpoint.name, **seconds, "metrics": metrics}
-    write_text(work_dir / "metrics.json", json.dumps(content, indent=2) + "\n")
-
-
-def cpu_seconds() -> float:
-    """Processor time of this process and its finished children (data workers), over all threads: steady on a busy machine."""
-    return sum(os.times()[:4])
-
-
-def best_checkpoint(work_dir: Path) -> Path:
-    found = sorted(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"{work_dir}: no best_*.pth; the config needs a checkpoint hook with save_best")
-    return found[-1]
 
 
 def collect(args: argparse.Namespace) -> tuple[dict[str, Predictor], list[dict]]:
@@ -137,7 +107,7 @@ def main() -> None:
     if args.fresh and args.out.exists():
         shutil.rmtree(args.out)
     for config in args.configs:
-        train_and_test(config, args)
+        train_and_test(config, args.out / config.stem, cfg_options=args.cfg_options, seed=args.seed)
     predictors, rows = collect(args)
     draw(args, predictors)
     write_rows(args.out / "results.json", rows)
