@@ -3,6 +3,7 @@
 from . import datasets
 from .hooks import PredictionPicturesHook
 from .metrics import ClassPairAccuracy, PerClassIoUMetric
+from .necks import SimpleFeaturePyramid
 from .segmentors import PyramidEncoderDecoder
 
-__all__ = ["ClassPairAccuracy", "PerClassIoUMetric", "PredictionPicturesHook", "PyramidEncoderDecoder", "datasets"]
+__all__ = ["ClassPairAccuracy", "PerClassIoUMetric", "PredictionPicturesHook", "PyramidEncoderDecoder", "SimpleFeaturePyramid", "datasets"]

@@ -3,9 +3,11 @@
 import inspect
 from collections.abc import Sequence
 
+from mmengine.model import Sequential as ModuleSequence
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.registry import MODELS
+from torch import nn
 
 
 @MODELS.register_module()
@@ -18,7 +20,8 @@ class PyramidEncoderDecoder(EncoderDecoder):
 
     Args:
         backbone, decode_head, neck, auxiliary_head, train_cfg, test_cfg, data_preprocessor, init_cfg: as in EncoderDecoder. Pretrained
-            weights go through the backbone's `init_cfg`. The configs passed in are not changed.
+            weights go through the backbone's `init_cfg`. The configs passed in are not changed. `neck` may be a list of necks, which are
+            applied in order: [dict(type="SimpleFeaturePyramid"), dict(type="FPN", ...)].
 
     Raises:
         ValueError: `in_channels` is unknown, disagrees with the pyramid, or `in_index` names a level that does not exist.
@@ -28,7 +31,7 @@ class PyramidEncoderDecoder(EncoderDecoder):
         self,
         backbone: dict,
         decode_head: dict,
-        neck: dict | None = None,
+        neck: dict | list[dict] | None = None,
         auxiliary_head: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
@@ -39,14 +42,21 @@ class PyramidEncoderDecoder(EncoderDecoder):
         BaseSegmentor.__init__(self, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self._source, self._channels = f"backbone {backbone['type']}", _levels(self.backbone)
-        if neck is not None:
-            # Feature2Pyramid and others have no such argument.
-            takes_channels = "in_channels" in inspect.signature(MODELS.get(neck["type"])).parameters
-            self.neck = MODELS.build(self._fit(neck, "neck", range(len(self._channels or ()))) if takes_channels else neck)
-            self._source, self._channels = f"neck {neck['type']}", _levels(self.neck)
+        if isinstance(neck, Sequence):
+            self.neck = ModuleSequence(*(self._build_neck(part, f"neck[{i}]") for i, part in enumerate(neck)))
+        elif neck is not None:
+            self.neck = self._build_neck(neck, "neck")
         self._init_decode_head(decode_head)
         self._init_auxiliary_head(auxiliary_head)
         self.train_cfg, self.test_cfg = train_cfg, test_cfg
+
+    def _build_neck(self, neck: dict, name: str) -> nn.Module:
+        """The neck, fitted to the levels before it; from here on its levels count."""
+        # Feature2Pyramid and others have no such argument.
+        takes_channels = "in_channels" in inspect.signature(MODELS.get(neck["type"])).parameters
+        module = MODELS.build(self._fit(neck, name, range(len(self._channels or ()))) if takes_channels else neck)
+        self._source, self._channels = f"{name} {neck['type']}", _levels(module)
+        return module
 
     def _init_decode_head(self, decode_head: dict) -> None:
         super()._init_decode_head(self._fit(decode_head, "decode_head", decode_head.get("in_index", -1)))
