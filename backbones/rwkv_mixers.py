@@ -186,10 +186,10 @@ class RWKV6SpatialMix(nn.Module):
     def _mixed(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, ...]:
         """x_m for m in w, k, v, r, g, each (B, T, C)."""
         step = q_shift(x, grid, heads=self.heads, extra_tokens=self.extra_tokens) - x
-        inner = torch.tanh((x + step * self.shift_x) @ self.shift_down).unflatten(-1, (MIXES_V6, -1))
+        inner = torch.tanh(torch.addcmul(x, step, self.shift_x) @ self.shift_down).unflatten(-1, (MIXES_V6, -1))
         offsets = torch.einsum("btmr,mrc->mbtc", inner, self.shift_up)
         own = torch.stack((self.shift_w, self.shift_k, self.shift_v, self.shift_r, self.shift_g))
-        return (x + step * (own[:, None, None] + offsets)).unbind(0)
+        return torch.addcmul(x, step, own[:, None, None] + offsets).unbind(0)
 
 
 class RWKVChannelMix(nn.Module):
