@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .checkpoints import Family, register_family
 from .layers import LayerContext
 from .registry import BACKBONES
-from .rwkv_mixers import RWKV6SpatialMix, RWKVChannelMix
+from .rwkv_mixers import HEAD_DIM, RWKV6SpatialMix, RWKVChannelMix
 from .vrwkv import ARCH_DEFAULTS as VRWKV_DEFAULTS
 from .vrwkv import SHARED_RULES, VisionRWKV, only, resolve_arch, shared_config
 
@@ -41,7 +41,6 @@ ARCHS: dict[str, dict[str, Any]] = {
     "small": dict(dim=384, post_norm=True, layer_scale=1e-5),
     "base": dict(dim=768, post_norm=True, layer_scale=1e-5),
 }
-HEAD_DIM = 64
 
 
 @BACKBONES.register_module()
