@@ -21,11 +21,11 @@ from linescan.engine import ConfigError, load_config
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
 NAME = re.compile(
-    r"(?P<family>hybrid)-(?P<mixer>[a-z0-9-]+)-(?P<arch>test|tiny|small|base|large)_(?P<head>[a-z]+)"
-    r"_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<iters>\d+k?)_(?P<data>[a-z0-9]+)-(?P<height>\d+)x(?P<width>\d+)"
+    r"(?P<backbone>[a-z0-9-]+)_(?P<head>[a-z]+)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<iters>\d+k?)_(?P<data>[a-z0-9]+)-(?P<height>\d+)x(?P<width>\d+)"
 )
-BACKBONES = {"hybrid": "linescan.HybridBackbone"}
-HEADS = {"upernet": "UPerHead", "segformer": "SegformerHead"}
+ARCH = r"(?P<arch>(?:test|micro|tiny|small|base|large)(?:-[a-z]\w*)?)"
+CLASSES = {"vrwkv": "VRWKV", "vrwkv6": "VRWKV6", "vim": "Vim", "vmamba": "VMamba", "vssd": "VSSD"}
+HEADS = {"upernet": "UPerHead", "segformer": "SegformerHead", "semfpn": "FPNHead"}
 DATA = {
     "ade20k": "CheckedADE20KDataset",
     "cityscapes": "CheckedCityscapesDataset",
@@ -62,6 +62,21 @@ def parse(path: Path) -> dict[str, str]:
     return match.groupdict()
 
 
+def named_backbone(name: str) -> dict:
+    """What a config's backbone must say for its name: hybrid-<mixer>-<arch>, <family>[-adapter]-<arch>, or a model of timm."""
+    if match := re.fullmatch(rf"hybrid-(?P<mixer>.+)-{ARCH}", name):
+        return dict(type="linescan.HybridBackbone", arch=match["arch"], mixer=match["mixer"].replace("-", "_"))
+    if match := re.fullmatch(rf"(?P<family>{'|'.join(CLASSES)})(?P<adapter>-adapter)?-{ARCH}", name):
+        plain = dict(type=f"linescan.{CLASSES[match['family']]}", arch=match["arch"].replace("-", "_"))
+        return dict(type="linescan.ViTAdapter", arch=plain["arch"], backbone=plain) if match["adapter"] else plain
+    return dict(type="linescan.TimmBackbone", model_name=name.replace("-", "_"))
+
+
+def said(config: dict, expected: dict) -> dict:
+    """The part of a config that `expected` speaks of."""
+    return {key: said(config[key], value) if isinstance(value, dict) else config.get(key) for key, value in expected.items()}
+
+
 def base_depth(path: Path) -> int:
     """Length of the longest chain of _base_ files below a config."""
     tree = ast.parse(path.read_text())
@@ -88,11 +103,10 @@ def test_docstring_tells_what_how_and_status(path):
 @every_mask_config
 def test_name_and_content_agree(path):
     name, cfg = parse(path), load(path)
-    backbone = cfg.model.backbone
-    mixer = backbone.mixer if isinstance(backbone.mixer, str) else backbone.mixer.type
+    backbone = named_backbone(name["backbone"])
     iters = int(name["iters"].removesuffix("k")) * (1000 if name["iters"].endswith("k") else 1)
     crop = (int(name["height"]), int(name["width"]))
-    assert (backbone.type, backbone.arch, mixer) == (BACKBONES[name["family"]], name["arch"], name["mixer"].replace("-", "_"))
+    assert said(cfg.model.backbone, backbone) == backbone
     assert cfg.model.decode_head.type == HEADS[name["head"]]
     assert cfg.train_dataloader.batch_size == int(name["batch"])
     assert cfg.train_cfg.max_iters == iters == cfg.param_scheduler[-1].end
@@ -160,12 +174,17 @@ def test_classifier_builds_and_every_parameter_takes_part(path):
         Compose(cfg[f"{split}_dataloader"].dataset.pipeline)
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if "-attention-" in p.stem], ids=lambda p: p.stem)
+TWIN = re.compile(rf"hybrid-(?P<mixer>.+)-{ARCH}_(?P<rest>.+)")
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.startswith("hybrid-") and "-bi-wkv-" not in p.stem], ids=lambda p: p.stem)
 def test_twin_differs_in_the_mixer_alone(path):
-    twin = path.with_name(path.name.replace("-attention-", "-bi-wkv-"))
+    name = TWIN.fullmatch(path.stem)
+    twin = path.with_name(f"hybrid-bi-wkv-{name['arch']}_{name['rest']}.py")
     assert twin.exists(), f"{path} has no Bi-WKV twin"
     mine, other = load(path).to_dict(), load(twin).to_dict()
-    assert (mine["model"]["backbone"].pop("mixer"), other["model"]["backbone"].pop("mixer")) == ("attention", "bi_wkv")
+    mixers = (mine["model"]["backbone"].pop("mixer"), other["model"]["backbone"].pop("mixer"))
+    assert mixers == (name["mixer"].replace("-", "_"), "bi_wkv")
     assert mine == other
 
 

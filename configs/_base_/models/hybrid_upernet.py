@@ -1,44 +1,9 @@
 """HybridBackbone with UPerHead on strides 4, 8, 16, 32 and an auxiliary FCN head on stride 16.
 
-The family config names `arch`, `num_classes` and the crop. `in_channels` of the heads come from the backbone (PyramidEncoderDecoder).
-`mlp_ratio` is written out because its default depends on the mixer: with it, twins differ in the mixer alone.
+The family config names `arch`, `num_classes` and the crop. `mlp_ratio` is written out because its default depends on the mixer: with it,
+twins differ in the mixer alone.
 """
 
-norm_cfg = dict(type="SyncBN", requires_grad=True)
-model = dict(
-    type="PyramidEncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-    ),
-    backbone=dict(type="linescan.HybridBackbone", arch="tiny", mixer="bi_wkv", mlp_ratio=2, extra_level=True),
-    decode_head=dict(
-        type="UPerHead",
-        in_index=[0, 1, 2, 3],
-        pool_scales=(1, 2, 3, 6),
-        channels=512,
-        dropout_ratio=0.1,
-        num_classes=150,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True, loss_weight=1.0),
-    ),
-    auxiliary_head=dict(
-        type="FCNHead",
-        in_index=2,
-        channels=256,
-        num_convs=1,
-        concat_input=False,
-        dropout_ratio=0.1,
-        num_classes=150,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True, loss_weight=0.4),
-    ),
-    train_cfg=dict(),
-    test_cfg=dict(mode="whole"),
-)
+_base_ = "./upernet.py"
+
+model = dict(backbone=dict(type="linescan.HybridBackbone", arch="tiny", mixer="bi_wkv", mlp_ratio=2, extra_level=True))

@@ -1,0 +1,23 @@
+"""ADE20K: MambaOut base with the light head of Semantic FPN.
+
+    torchrun --nproc_per_node=4 tools/train.py --launcher pytorch \
+        configs/timm/mambaout-base_semfpn_4xb4-80k_ade20k-512x512.py
+
+The recipe of PVT with Semantic FPN (arXiv 2102.12122), the same for every backbone here. Meant to start from timm's weights: --cfg-
+options model.backbone.pretrained=True.
+
+Status: untrained.
+"""
+
+_base_ = [
+    "../_base_/models/semantic_fpn.py",
+    "../_base_/datasets/ade20k_512x512.py",
+    "../_base_/schedules/adamw_80k.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(type="linescan.TimmBackbone", model_name="mambaout_base", drop_path_rate=0.4),
+    decode_head=dict(num_classes=_base_.num_classes),
+)

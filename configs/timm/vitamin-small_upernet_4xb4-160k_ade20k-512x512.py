@@ -1,0 +1,24 @@
+"""ADE20K: ViTamin small with UPerHead.
+
+    torchrun --nproc_per_node=4 tools/train.py --launcher pytorch \
+        configs/timm/vitamin-small_upernet_4xb4-160k_ade20k-512x512.py
+
+No recipe with UPerHead is published; that of Swin: AdamW 6e-5, weight decay 0.01, 16 images, drop path 0.1. The levels are at strides 4,
+8, 16, 16. Meant to start from timm's weights: --cfg-options model.backbone.pretrained=True.
+
+Status: untrained.
+"""
+
+_base_ = [
+    "../_base_/models/upernet.py",
+    "../_base_/datasets/ade20k_512x512.py",
+    "../_base_/schedules/adamw_160k_swin.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(type="linescan.TimmBackbone", model_name="vitamin_small", drop_path_rate=0.1),
+    decode_head=dict(num_classes=_base_.num_classes),
+    auxiliary_head=dict(num_classes=_base_.num_classes),
+)

@@ -1,0 +1,31 @@
+"""ADE20K: VRWKV6 tiny in ViT-Adapter with UPerHead.
+
+    torchrun --nproc_per_node=4 tools/train.py --launcher pytorch --amp \
+        configs/vrwkv6/vrwkv6-adapter-tiny_upernet_4xb4-160k_ade20k-512x512.py
+
+No recipe is published for VRWKV6 in segmentation; that of Vision-RWKV (arXiv 2403.02308): AdamW 12e-5, weight decay 0.01, layer decay
+0.95, drop path 0.1, mixed precision, 16 images, tested in windows of 512 at stride 341. Meant to start from the published ImageNet
+weights (docs/model_zoo.md); without them it trains from scratch.
+
+Status: untrained.
+"""
+
+_base_ = [
+    "../_base_/models/upernet.py",
+    "../_base_/datasets/ade20k_512x512.py",
+    "../_base_/schedules/adamw_160k_swin.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        type="linescan.ViTAdapter",
+        arch="tiny",
+        backbone=dict(type="linescan.VRWKV6", arch="tiny", drop_path_rate=0.1),
+    ),
+    decode_head=dict(num_classes=_base_.num_classes),
+    auxiliary_head=dict(num_classes=_base_.num_classes),
+    test_cfg=dict(mode="slide", crop_size=_base_.crop_size, stride=(341, 341)),
+)
+optim_wrapper = dict(optimizer=dict(lr=12e-5), paramwise_cfg=dict(layer_decay=0.95))
