@@ -283,11 +283,7 @@ class Vim(PlainBackbone):
 
 
 def token_grid(img_size: int | Sequence[int], patch_size: int, patch_stride: int) -> tuple[int, int]:
-    """Patches (h, w) of an image of `img_size` pixels.
-
-    Raises:
-        ValueError: img_size is neither a positive int nor two of them.
-    """
+    """Patches (h, w) of an image of `img_size` pixels; ValueError if that is neither a positive int nor two of them."""
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
         raise ValueError(f"img_size must be pixels (h, w), positive ints, or one int for both, got {img_size!r}")

@@ -92,7 +92,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """(B, C, H, W) -> (B, 2C, ceil(H/2), ceil(W/2)), through 8C channels, of which `widen` makes half the resolution."""
+    """(B, C, H, W) -> (B, 2C, ceil(H/2), ceil(W/2)): `widen` to 8C channels at half the resolution, then `project`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -101,9 +101,6 @@ class Downsample(nn.Module):
             ConvLayer(8 * dim, 8 * dim, 3, norm=False, act=True, stride=2, groups=8 * dim),
         )
         self.project = ConvLayer(8 * dim, 2 * dim, 1, norm=True, act=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.widen(x))
 
 
 class NCSSD(nn.Module):
