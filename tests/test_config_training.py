@@ -17,28 +17,52 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from linescan.engine import load_config
 from linescan.segmentation.datasets import CamVidDataset
 
-CONFIGS = {
-    "upernet": "hybrid-bi-wkv-tiny_upernet_4xb4-40k_voc12-512x512.py",
-    "segformer": "hybrid-attention-tiny_segformer_1xb4-10k_camvid-360x480.py",
+SEGFORMER = "hybrid/hybrid-attention-tiny_segformer_1xb4-10k_camvid-360x480.py"
+ARCH, ONE_MAP = {"model.backbone.arch": "test"}, {"model.backbone.out_indices": (1,)}
+# A config of every kind of backbone with every head that it has -> what makes it small.
+STEPS = {
+    "hybrid/hybrid-bi-wkv-tiny_upernet_4xb4-40k_voc12-512x512.py": ARCH,
+    SEGFORMER: ARCH,
+    "hybrid/hybrid-ss2d-tiny_semfpn_4xb4-80k_ade20k-512x512.py": ARCH,
+    "vrwkv/vrwkv-adapter-tiny_upernet_4xb4-160k_ade20k-512x512.py": {**ARCH, "model.backbone.backbone.arch": "test"},
+    "vrwkv/vrwkv-tiny_semfpn_4xb4-80k_ade20k-512x512.py": {**ARCH, **ONE_MAP},
+    "vrwkv6/vrwkv6-adapter-tiny_upernet_4xb4-160k_ade20k-512x512.py": {**ARCH, "model.backbone.backbone.arch": "test"},
+    "vrwkv6/vrwkv6-tiny_semfpn_4xb4-80k_ade20k-512x512.py": {**ARCH, **ONE_MAP},
+    "vim/vim-tiny_upernet_4xb8-60k_ade20k-512x512.py": {**ARCH, **ONE_MAP},
+    "vim/vim-tiny_semfpn_4xb4-80k_ade20k-512x512.py": {**ARCH, **ONE_MAP},
+    "vmamba/vmamba-tiny_upernet_4xb4-160k_ade20k-512x512.py": ARCH,
+    "vmamba/vmamba-tiny_semfpn_4xb4-80k_ade20k-512x512.py": ARCH,
+    "vssd/vssd-micro_upernet_4xb4-160k_ade20k-512x512.py": ARCH,
+    "vssd/vssd-micro_semfpn_4xb4-80k_ade20k-512x512.py": ARCH,
+    "timm/deit-tiny_upernet_4xb4-160k_ade20k-512x512.py": {"model.backbone.model_name": "test", **ONE_MAP},
+    "timm/deit-tiny_semfpn_4xb4-80k_ade20k-512x512.py": {"model.backbone.model_name": "test", **ONE_MAP},
+    "timm/convnext-tiny_upernet_4xb4-160k_ade20k-512x512.py": {"model.backbone.model_name": "test_convnext"},
+    "timm/vitamin-small_semfpn_4xb4-80k_ade20k-512x512.py": {"model.backbone.model_name": "test_vitamin"},
+    "timm/resnet50_upernet_4xb4-160k_ade20k-512x512.py": {"model.backbone.model_name": "test_resnet"},
 }
 
 
-@pytest.mark.parametrize("head", CONFIGS)
-def test_a_step_lowers_the_loss(repo_root, head):
-    """Odd crop, ignored pixels, auxiliary head where there is one, the optimizer of the config."""
-    options = {"model.backbone.arch": "test", "model.decode_head.channels": 16, "model.data_preprocessor.size": (65, 97)}
-    cfg = load_config(repo_root / "configs/hybrid" / CONFIGS[head], cfg_options=options)
+@pytest.mark.parametrize("config", STEPS, ids=lambda path: path.split("/")[1].split("_4xb")[0].split("_1xb")[0])
+def test_a_step_lowers_the_loss(repo_root, config):
+    """Odd crop, ignored pixels, auxiliary head where there is one, the optimizer of the config; then a prediction."""
+    options = {**STEPS[config], "model.decode_head.channels": 16, "model.data_preprocessor.size": (65, 97)}
+    cfg = load_config(repo_root / "configs" / config, cfg_options=options)
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
     model.init_weights()
+    paramwise = cfg.optim_wrapper.pop("paramwise_cfg", None)
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
-        dict(type=cfg.optim_wrapper.constructor, optim_wrapper_cfg=cfg.optim_wrapper, paramwise_cfg=cfg.optim_wrapper.pop("paramwise_cfg"))
+        dict(
+            type=cfg.optim_wrapper.constructor,
+            optim_wrapper_cfg=cfg.optim_wrapper,
+            paramwise_cfg=cfg.optim_wrapper.pop("paramwise_cfg", None),
+        )
     )
     cfg.optim_wrapper.pop("constructor")
     wrapper = constructor(model)
     for group in wrapper.optimizer.param_groups:
-        group["lr"] = 3e-3
+        group["lr"] = 3e-3 if cfg.optim_wrapper.optimizer.type == "AdamW" else 0.1
     data = dict(inputs=[torch.randint(0, 256, (3, 61, 90), dtype=torch.uint8) for _ in range(2)], data_samples=[])
     for i in range(2):
         labels = torch.full((1, 61, 90), i)
@@ -49,6 +73,9 @@ def test_a_step_lowers_the_loss(repo_root, head):
     losses = [float(model.train_step(data, wrapper)["loss"].detach()) for _ in range(8)]
     assert np.isfinite(losses).all() and losses[-1] < 0.9 * losses[0]
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    with torch.no_grad():
+        predicted = model.eval().test_step(data)
+    assert all(sample.pred_sem_seg.data.shape == (1, 61, 90) for sample in predicted)
 
 
 @pytest.fixture
@@ -75,7 +102,7 @@ def test_a_training_run_leaves_pictures_scalars_and_the_best_checkpoint(repo_roo
     command = [
         sys.executable,
         "tools/train.py",
-        f"configs/hybrid/{CONFIGS['segformer']}",
+        f"configs/{SEGFORMER}",
         "--work-dir",
         str(streets / "run"),
         "--cfg-options",
