@@ -131,37 +131,12 @@ def test_decays_stay_exact_in_half_precision(kind):
 
 
 @pytest.mark.parametrize("name", ["ss2d", "ssd"])
-def test_every_token_sees_every_other(name):
-    grid, token = (5, 7), 17
-    torch.manual_seed(0)
-    layer = HybridBackbone("test", name).double().eval().layers[1]
-    x = torch.randn(1, 35, 64, dtype=torch.float64)
-    moved = x.clone()
-    moved[:, token] = torch.randn(64, dtype=torch.float64)
-    assert (layer(x, grid) != layer(moved, grid)).any(-1).all()
-
-
-@pytest.mark.parametrize("name", ["ss2d", "ssd"])
 def test_mixers_are_layers_of_the_hybrid(name):
     """The transformer's layer, the token mixer exchanged; options reach the constructor."""
     spec, attention = MIXERS[name], MIXERS["attention"]
     assert (spec.channel, spec.layer_scale, spec.mlp_ratio) == (attention.channel, attention.layer_scale, attention.mlp_ratio)
     model = HybridBackbone("test", dict(type=name, d_state=3, ssm_ratio=0.5))
     assert all(layer.token.d_state == 3 and layer.token.width == 32 for layer in model.layers)
-
-
-# Per layer, with widths C, D = ratio C, R = C / 16: both have in_proj, out_proj, conv (9 D), out_norm (2 D) and x_proj.
-PARAMETERS = {
-    ("ss2d", 384): 2 * 384 * 768 + 11 * 768 + 4 * (24 + 2) * 768 + 4 * 768 * 24 + (1 + 1 + 1) * 4 * 768,
-    ("ssd", 384): 2 * 384**2 + 11 * 384 + 4 * (24 + 128) * 384 + 2 * 4 * 24 + 4 * 384,
-}
-
-
-@pytest.mark.parametrize(("name", "dim"), PARAMETERS)
-def test_parameter_counts(name, dim):
-    with torch.device("meta"):
-        layers = HybridBackbone("small", name).layers
-    assert {sum(p.numel() for p in layer.token.parameters()) for layer in layers} == {PARAMETERS[name, dim]}
 
 
 def test_initial_values():

@@ -6,6 +6,7 @@ from torch import nn
 
 from linescan.backbones import VMamba
 from linescan.backbones.vmamba import ARCHS
+from linescan.profiling import count_macs
 
 # Published parameters in millions. They are the classifier's: the backbone without norms of levels, plus LN and Linear to 1000 classes.
 PARAMETERS = {
@@ -37,6 +38,25 @@ def test_parameter_counts(arch, millions):
     digits = 3 if "_v0" in arch or "_m0" in arch else 2
     assert round((own + 2 * width + 1000 * width + 1000) / 1e6, digits) == millions
     assert sum(p.numel() for p in full.parameters()) == own + 2 * sum(ARCHS[arch]["dims"])
+
+
+# Published GFLOPs at 224 x 224. What they count: multiply-adds, (9 N + 1) per token and channel of a scan, 5 per element of a LayerNorm.
+GFLOPS = {"tiny": 4.91, "tiny_s2l5": 4.86, "small": 8.72, "base": 15.36, "tiny_v0": 5.63}
+
+
+@pytest.mark.parametrize(("arch", "published"), GFLOPS.items())
+def test_published_flops(arch, published):
+    with torch.device("meta"):
+        model = VMamba(arch, out_norm=False).eval()
+    count = count_macs(model, (1, 3, 224, 224))
+    normed = []
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(lambda module, args, output: normed.append(output.numel()))
+    model(torch.empty(1, 3, 224, 224, device="meta"))
+    width = ARCHS[arch]["dims"][-1]
+    classifier = 1000 * width + 5 * 49 * width
+    assert round((count.macs + count.scan_ops + 5 * sum(normed) + classifier) / 1e9, 2) == published
 
 
 def test_initial_values():
