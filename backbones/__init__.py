@@ -5,6 +5,7 @@ promises, and `registry.py` for how a third party adds one.
 """
 
 from . import rwkvsam  # noqa: F401  (registers its checkpoint family)
+from .adapter import ViTAdapter
 from .hybrid import HybridBackbone
 from .mixers import MIXERS, MixerSpec, register_mixer
 from .pyramid import ContractError, Pyramid
@@ -29,6 +30,7 @@ __all__ = [
     "Pyramid",
     "TimmBackbone",
     "VMamba",
+    "ViTAdapter",
     "Vim",
     "list_backbones",
     "register_mixer",
