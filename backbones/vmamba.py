@@ -12,17 +12,19 @@ Shapes, for an image of H x W and widths C_1 .. C_4, every halving rounded up:
 
 A block is x <- x + DropPath(mixer(LN(x))), then x <- x + DropPath(MLP(LN(x))) if there is an MLP (GELU). Every norm has eps 1e-5.
 
-| arch                      | official name            | mixer                    | published drop path |
-|---------------------------|--------------------------|--------------------------|---------------------|
-| tiny                      | T[s1l8], v05_noz         | SS2D, N = 1, ratio 1     | 0.2                 |
-| tiny_s2l5, small, base    | T[s2l5], S, B [s2l15]    | SS2D, N = 1, ratio 2     | 0.2, 0.3, 0.6       |
-| small_s1l20, base_s1l20   | S, B [s1l20]             | SS2D, N = 1, ratio 1     |                     |
-| tiny_v0, small_v0, base_v0 | vanilla VMamba, v0      | SS2D, N = 16, gate       | 0.2, 0.3, 0.5       |
-| tiny_m0, small_m0, base_m0 | Mamba-2 variant, m0_noz | SSD, N = 64, ratio 1     |                     |
+| arch                       | official name           | mixer                | published drop path |
+|----------------------------|-------------------------|----------------------|---------------------|
+| tiny                       | T[s1l8], v05_noz        | SS2D, N = 1, ratio 1 | 0.2                 |
+| tiny_s2l5, small, base     | T[s2l5], S, B [s2l15]   | SS2D, N = 1, ratio 2 | 0.2, 0.3, 0.6       |
+| small_s1l20, base_s1l20    | S, B [s1l20]            | SS2D, N = 1, ratio 1 |                     |
+| tiny_v0, small_v0, base_v0 | vanilla VMamba, v0      | SS2D, N = 16, gate   | 0.2, 0.3, 0.5       |
+| tiny_m0, small_m0, base_m0 | Mamba-2 variant, m0_noz | SSD, N = 64, ratio 1 |                     |
 
 Where this differs from the official code on purpose: one memory layout (channels last) for its two, which are one function; the 4x4 patch
 embedding pads the image at the right and the bottom to multiples of 4, where the official one drops what is left over; merging pads odd
 maps there too, where the official channel-first path pads the wrong sides; the checkpoint loader is strict.
+
+torch.export with a dynamic image size takes any size above 32; with the padding of v0, multiples of 32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,8 +44,7 @@ from .pyramid import Pyramid
 from .registry import BACKBONES
 from .ssm_mixers import SS2D, SSD2D
 
-# dims: widths; depths: blocks of the stages; mixer: dict(type="ss2d" or "ssd", **options of its class); mlp_ratio: hidden width of the MLP
-# over C, 0 for no MLP.
+# dims: widths; depths: blocks of the stages; mixer: dict(type=name, **options of its class); mlp_ratio: the MLP's hidden width over C.
 ARCH_DEFAULTS: dict[str, Any] = dict(mlp_ratio=4.0, patch_embed="conv", downsample="conv")
 _T, _B = (96, 192, 384, 768), (128, 256, 512, 1024)
 _RATIO_1, _RATIO_2 = dict(type="ss2d", d_state=1, ssm_ratio=1.0), dict(type="ss2d", d_state=1, ssm_ratio=2.0)
@@ -68,7 +69,6 @@ ARCHS: dict[str, dict[str, Any]] = {
     "small_m0": dict(dims=_T, depths=(2, 2, 12, 2), **_M0),
     "base_m0": dict(dims=_B, depths=(2, 2, 12, 2), **_M0),
 }
-STRIDES = (4, 8, 16, 32)
 MIXERS = {"ss2d": SS2D, "ssd": SSD2D}
 
 
@@ -152,12 +152,10 @@ class Block(nn.Module):
 def resolve_arch(arch: str | Mapping[str, Any], **replaced: Any) -> dict[str, Any]:
     """The full dict of an architecture, from a name in `ARCHS` or a dict with its keys; `replaced` wins where it is not None."""
     required = {"dims", "depths", "mixer"}
-    if isinstance(arch, Mapping):
-        for key in arch:
-            if key not in required | set(ARCH_DEFAULTS):
-                raise ValueError(unknown(key, required | set(ARCH_DEFAULTS), "key of arch"))
-    else:
+    if not isinstance(arch, Mapping):
         arch = choose(arch, ARCHS, "arch")
+    if wrong := set(arch) - required - set(ARCH_DEFAULTS):
+        raise ValueError(unknown(min(wrong), required | set(ARCH_DEFAULTS), "key of arch"))
     full = {**ARCH_DEFAULTS, **arch, **{key: value for key, value in replaced.items() if value is not None}}
     if missing := required - set(full):
         raise ValueError(f"arch as a dict needs {' and '.join(sorted(missing))}, got {dict(arch)}")
@@ -237,7 +235,7 @@ class VMamba(Pyramid):
         between = choose(spec["downsample"], DOWNSAMPLES, "downsample")
         self.downsamples = nn.ModuleList(between(before, after) for before, after in pairwise(dims))
         self.stages = nn.ModuleList()
-        rates = torch.linspace(0, drop_path_rate, blocks, device="cpu").tolist()
+        rates = [drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]
         for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             first = sum(depths[:stage])
             contexts = (LayerContext(dim, i, blocks, num_heads=1, mlp_ratio=spec["mlp_ratio"]) for i in range(first, first + depth))
@@ -245,7 +243,7 @@ class VMamba(Pyramid):
         self.apply(_init_linear)
         wanted = self.out_indices if isinstance(self.out_indices, list | tuple) else range(4)
         self.outnorm = nn.ModuleDict({str(i): nn.LayerNorm(dim) for i, dim in enumerate(dims) if out_norm and i in wanted})
-        self._finish(dims, STRIDES, *self._parts())
+        self._finish(dims, (4, 8, 16, 32), *self._parts())
 
     def _parts(self) -> tuple[list[list[nn.Module]], list[list[nn.Module]]]:
         """Stages to freeze, and layers from the image to the output; see `Pyramid._finish`."""
@@ -255,10 +253,9 @@ class VMamba(Pyramid):
             before = [self.downsamples[i - 1]] if i else []
             after = [self.outnorm[str(i)]] if str(i) in self.outnorm else []
             stages.append([*before, *blocks, *after])
-            steps = [[block] for block in blocks]
-            steps[0] = before + steps[0]
-            steps[-1] = steps[-1] + after
-            layers += steps
+            layers += [[block] for block in blocks]
+            layers[-len(blocks)] += before
+            layers[-1] += after
         return stages, layers
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -364,11 +361,7 @@ def vssm_config(
 
 
 def backbone_config(*, out_indices: Sequence[int] = (0, 1, 2, 3), pretrained: None = None, **official: Any) -> dict[str, Any]:
-    """The config of our backbone for the arguments of the official Backbone_VSSM; see `vssm_config`.
-
-    Raises:
-        ValueError: as `vssm_config`, and for `pretrained`: weights are loaded by `init_cfg` or `checkpoints.load_checkpoint`.
-    """
+    """The config of our backbone for the arguments of the official Backbone_VSSM; see `vssm_config`. `pretrained` must be None."""
     if pretrained is not None:
         raise ValueError(f"pretrained={pretrained!r} has no counterpart here; load the file with init_cfg or load_checkpoint")
     return {**vssm_config(**official), "out_norm": True, "out_indices": tuple(out_indices)}

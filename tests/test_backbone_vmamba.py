@@ -95,6 +95,15 @@ def test_layers_of_the_learning_rate_decay():
     assert ids["outnorm.2.weight"] == 4 and ids["outnorm.3.weight"] == ids["stages.3.0.norm1.bias"] == max(ids.values()) == 5
 
 
+def test_export_with_dynamic_size():
+    """One exported graph for all sizes, odd ones included."""
+    model = VMamba(dict(ARCHS["test"], depths=(1, 1, 1, 1))).eval()
+    sizes = {2: torch.export.Dim("rows", min=33, max=2048), 3: torch.export.Dim("columns", min=33, max=2048)}
+    exported = torch.export.export(model, (torch.randn(1, 3, 48, 64),), dynamic_shapes={"x": sizes}).module()
+    x = torch.randn(1, 3, 63, 37)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(exported(x), model(x), strict=True))
+
+
 def test_parts_are_plain_arguments():
     model = VMamba("test", mixer=dict(type="ssd", d_state=3, heads=2), mlp_ratio=0, patch_embed="patch", downsample="merge")
     names = {name.split(".")[-2] for name in model.state_dict()}
