@@ -90,8 +90,8 @@ class SS2D(CrossScanMixer):
         rank: R, the width from which step sizes are projected; None for ceil(C / 16).
         fused: True takes `cross_selective_scan`, which walks the image itself; False takes `cross_scan`, `selective_scan` and
             `cross_merge`, with four copies of the image in memory. The values are the same. None takes the copies on a CPU, where the scan
-            of sequences is compiled and faster with them, and the fused operator elsewhere, where moving the copies costs more than
-            the scan (kernels/selective_scan/README.md); the choice is the same in training.
+            of sequences is compiled and therefore faster, copies included, and the fused operator elsewhere, which moves fewer bytes
+            (kernels/selective_scan/README.md; not timed on a GPU). In training the choice is the same.
 
     Raises:
         ValueError: an argument out of its range.
