@@ -311,7 +311,7 @@ def test_a_class_token_has_to_be_there():
         ImageClassifier(BACKBONE, 3, pool="class_token")
 
 
-def test_the_loss_is_float32_under_autocast_and_reaches_every_parameter():
+def test_the_loss_is_float32_in_any_precision_and_reaches_every_parameter():
     model = ImageClassifier(BACKBONE, 3, data_preprocessor=dict(mixup=dict(mixup_alpha=0.8)))
     data = model.data_preprocessor(dict(inputs=torch.randn(2, 3, 32, 32), data_samples=[sample(0), sample(2)]), training=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -319,6 +319,8 @@ def test_the_loss_is_float32_under_autocast_and_reaches_every_parameter():
     assert loss.dtype == torch.float32
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    half = model.bfloat16()(data["inputs"].bfloat16(), targets=torch.tensor([0, 2]), mode="loss")["loss"]
+    assert half.dtype == torch.float32 and half.isfinite()
 
 
 def test_dropout_acts_in_training_only():
