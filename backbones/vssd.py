@@ -32,6 +32,8 @@ or, in stage 4, softmax attention. Every norm has eps 1e-5.
 | base  | 88.8 M                                       | 0.6                 |
 
 Initial values are Mamba-2's where it has them (A_log, D, dt_bias), truncated normal with std 0.02 for linears, PyTorch's for convolutions.
+
+torch.export with a dynamic image size needs sizes that are multiples of 32, because of the guards on the strides of channels-last maps.
 """
 
 import math
@@ -292,7 +294,8 @@ class VSSD(Pyramid):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> the maps chosen by `out_indices`; any H, W >= 1."""
         self._check_input(x)
-        x = self.patch_embed(x)
+        # Channels last from the start: every later map and its tokens are then views of each other, and no layer copies.
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         levels = []
         for i in range(self.out_indices[-1] + 1):
             if i:
