@@ -59,7 +59,9 @@ class TopKAccuracy(BaseMetric):
         if self.output_dir is not None:
             folder = Path(self.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            content = dict(classes=list((self.dataset_meta or {}).get("classes", ())), predictions=results)
-            (folder / "predictions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            classes = json.dumps(list((self.dataset_meta or {}).get("classes", ())))
+            rows = ",\n".join(json.dumps(row) for row in results)  # one line for each image
+            text = f'{{"classes": {classes},\n"predictions": [\n{rows}\n]}}\n'
+            (folder / "predictions.json").write_text(text, encoding="utf-8")
         right = {k: sum(row["label"] in row["predicted"][:k] for row in results) for k in self.topk}
         return {f"top{k}": 100 * count / len(results) for k, count in right.items()}

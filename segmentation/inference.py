@@ -34,7 +34,7 @@ class Predictor:
 
     Raises:
         ConfigError, CheckpointError: no such config; a checkpoint that is missing, damaged, refused or made for another model.
-        ValueError: the checkpoint's classes and the model's outputs differ in number.
+        ValueError: the checkpoint's classes and the model's outputs differ in number, or the model is a classifier of whole images.
     """
 
     def __init__(
@@ -59,6 +59,11 @@ class Predictor:
         self.model.to(self.device).eval()
         dataset = _innermost(cfg.test_dataloader.dataset)
         meta = state.get("meta", {}).get("dataset_meta") or DATASETS.get(dataset.type).METAINFO
+        if "palette" not in meta:
+            raise ValueError(
+                f"{checkpoint}: its classes have no colours, so there are no label maps to predict; of a classifier, tools/test.py --out "
+                "writes the predictions"
+            )
         self.classes, self.palette = list(meta["classes"]), [list(c) for c in meta["palette"]]
         if len(self.classes) != self.model.num_classes:
             raise ValueError(f"{checkpoint} names {len(self.classes)} classes, but the model of the config has {self.model.num_classes}")

@@ -17,6 +17,7 @@ from linescan.backbones import BACKBONES
 from linescan.engine import load_config, read_checkpoint, run_test, run_train
 from linescan.engine.testing import read_losses
 from linescan.profiling import read_rows
+from linescan.segmentation.inference import Predictor
 
 pytestmark = pytest.mark.xdist_group("classification_training")  # one worker: the tests share a fixture that trains
 
@@ -170,6 +171,8 @@ def test_the_tools_train_in_mixed_precision_and_write_predictions(tmp_path, repo
     right = [row["label"] == row["predicted"][0] for row in written["predictions"]]
     assert metrics["accuracy/top1"] == pytest.approx(100 * np.mean(right)) and metrics["accuracy/top3"] == 100
 
+    with pytest.raises(ValueError, match="no label maps to predict; of a classifier, tools/test.py --out writes the predictions"):
+        Predictor(load_config(tmp_path / "config.py"), work_dir / "iter_6.pth")
     with pytest.raises(SystemExit):
         tool("test", work_dir / "iter_6.pth", "--show-dir", tmp_path / "show")
     assert "--show-dir draws label maps" in capsys.readouterr().err
