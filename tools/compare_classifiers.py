@@ -26,18 +26,17 @@ with quiet_imports():
     from torch import nn
 
     from linescan.classification import draw_sheet
-    from linescan.profiling import count_macs, count_parameters, measure_throughput, measurement_row, write_rows
+    from linescan.profiling import count_macs, count_parameters, measurement_row, write_rows
     from linescan.profiling.curves import plot_curves
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train, evaluate and compare several classification configs")
-    parser.add_argument(
-        "configs", nargs="+", type=Path, help="config files that share one data set; speeds are given relative to the first"
-    )
+    parser.add_argument("configs", nargs="+", type=Path, help="config files that share one data set")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--seed", type=int, default=0, help="random seed of every training (default: 0)")
     parser.add_argument("--images", type=int, default=18, help="test images on the sheet (default: 18)")
+    parser.add_argument("--note", help="what a reader of the results should know, such as other jobs on the machine")
     parser.add_argument("--fresh", action="store_true", help="delete the out folder first")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change values of every config")
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
@@ -59,13 +58,11 @@ def load_models(args: argparse.Namespace, device: str) -> dict[str, nn.Module]:
 
 def collect(args: argparse.Namespace, models: dict[str, nn.Module], device: str) -> list[dict]:
     """One results row for each model."""
-    cfgs = {config.stem: load_config(config, cfg_options=args.cfg_options) for config in args.configs}
-    first = cfgs[args.configs[0].stem]
-    side = next(step.input_size for step in first.test_dataloader.dataset.pipeline if step.type == "TimmTransform")
-    speeds = measure_throughput(models, side, batch=1, device=device, max_seconds=20)
     rows = []
-    for (name, model), speed in zip(models.items(), speeds.values(), strict=True):
+    for config in args.configs:
+        name, cfg, model = config.stem, load_config(config, cfg_options=args.cfg_options), models[config.stem]
         evaluated = json.loads((args.out / name / "metrics.json").read_text())
+        side = next(step.input_size for step in cfg.test_dataloader.dataset.pipeline if step.type == "TimmTransform")
         macs = count_macs(model, (1, 3, side, side))
         result = dict(
             **evaluated["metrics"],
@@ -74,12 +71,11 @@ def collect(args: argparse.Namespace, models: dict[str, nn.Module], device: str)
             gmacs=macs.macs / 1e9,
             scan_gops=macs.scan_ops / 1e9,
             **{key: evaluated[key] for key in ("train_seconds", "train_cpu_seconds")},
-            **speed.as_result(),
         )
-        condition = dict(
-            config=name, split="test", checkpoint=evaluated["checkpoint"], seed=args.seed, epochs=cfgs[name].train_cfg.max_epochs
-        )
-        rows.append(measurement_row("classification", name, condition={**condition, **speed.as_condition()}, result=result, device=device))
+        condition = dict(config=name, split="test", checkpoint=evaluated["checkpoint"], seed=args.seed, epochs=cfg.train_cfg.max_epochs)
+        if args.note:
+            condition["note"] = args.note
+        rows.append(measurement_row("classification", name, condition=condition, result=result, device=device))
     return rows
 
 
@@ -92,7 +88,6 @@ def format_table(rows: list[dict]) -> str:
     lines += [
         ("parameters, M", [f"{r['parameters'] / 1e6:.3f}" for r in results]),
         ("MACs, G", [f"{r['gmacs']:.3f}" for r in results]),
-        ("images/s, median (p20 to p80)", ["{median:.1f} ({p20:.1f} to {p80:.1f})".format(**r["images_per_s"]) for r in results]),
         ("training, s (processor s)", [f"{r['train_seconds']:.0f} ({r['train_cpu_seconds']:.0f})" for r in results]),
     ]
     cells = [f"| {title} | {' | '.join(values)} |" for title, values in lines]
