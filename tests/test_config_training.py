@@ -52,14 +52,8 @@ def test_a_step_lowers_the_loss(repo_root, config):
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
     model.init_weights()
     paramwise = cfg.optim_wrapper.pop("paramwise_cfg", None)
-    constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
-        dict(
-            type=cfg.optim_wrapper.constructor,
-            optim_wrapper_cfg=cfg.optim_wrapper,
-            paramwise_cfg=cfg.optim_wrapper.pop("paramwise_cfg", None),
-        )
-    )
-    cfg.optim_wrapper.pop("constructor")
+    kind = cfg.optim_wrapper.pop("constructor")
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(type=kind, optim_wrapper_cfg=cfg.optim_wrapper, paramwise_cfg=paramwise))
     wrapper = constructor(model)
     for group in wrapper.optimizer.param_groups:
         group["lr"] = 3e-3 if cfg.optim_wrapper.optimizer.type == "AdamW" else 0.1
