@@ -74,6 +74,7 @@ class ModelEmaHook(Hook):
             return
         if "optimizer" in checkpoint:
             checkpoint[TRAINED], checkpoint[COUNT] = checkpoint["state_dict"], self.updates
+            checkpoint["needs_hooks"] = [type(self).__name__]  # without this hook a resumed run would train the average
         checkpoint["state_dict"] = {name: value.cpu() for name, value in self.ema.module.state_dict().items()}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

@@ -93,6 +93,11 @@ class _Resilient:
             check_resumable(path, checkpoint)
             if isinstance(self.model, nn.Module):
                 check_weights(path, checkpoint, self.model)
+            missing = set(checkpoint.get("needs_hooks", ())) - {type(hook).__name__ for hook in self.hooks}
+            if missing:
+                raise CheckpointError(
+                    f"{path}: cannot resume without {', '.join(sorted(missing))} in custom_hooks: it keeps a part of the state"
+                )
         except CheckpointError as error:
             if path != self._load_from:
                 raise

@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from linescan.backbones import BACKBONES
-from linescan.engine import load_config, read_checkpoint, run_test, run_train
+from linescan.engine import CheckpointError, load_config, read_checkpoint, run_test, run_train
 from linescan.engine.testing import read_losses
 from linescan.profiling import read_rows
 from linescan.segmentation.inference import Predictor
@@ -146,6 +146,16 @@ def test_an_average_can_begin_in_a_resumed_run(tmp_path, config):
     log = next((work_dir / runner.timestamp).glob("*.log")).read_text()
     assert "holds no averaged weights: the average starts anew" in log
     assert read_checkpoint(work_dir / "iter_12.pth")["ema_updates"] == 6
+
+
+def test_a_run_with_an_average_is_not_resumed_without_it(tmp_path, config):
+    """Its checkpoints hold the average where other runs hold the trained weights."""
+    work_dir = tmp_path / "run"
+    run_train(config(work_dir, **{"train_cfg.max_epochs": 1, "default_hooks.checkpoint.interval": 6}))
+    plain = config(work_dir, resume=True, load_from=str(work_dir / "iter_6.pth"))
+    plain.custom_hooks = plain.custom_hooks[1:]
+    with pytest.raises(CheckpointError, match=r"iter_6\.pth: cannot resume without ModelEmaHook in custom_hooks"):
+        run_train(plain)
 
 
 def test_the_tools_train_in_mixed_precision_and_write_predictions(tmp_path, repo_root, config, monkeypatch, capsys):
