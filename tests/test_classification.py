@@ -24,6 +24,7 @@ from linescan.classification import (
     TopKAccuracy,
     draw_sheet,
 )
+from linescan.classification.caltech import CLASSES, convert_caltech
 from linescan.engine.replay import ReplayDataset, ReplayIndex
 
 BACKBONE = dict(type="linescan.HybridBackbone", arch="test", out_indices=(3,))
@@ -169,6 +170,33 @@ def test_the_strongest_augmentation_works(policy):
 def test_an_unknown_option_of_the_augmentation_is_named(option):
     with pytest.raises(TypeError, match=f"no option {option}; expected .*auto_augment"):
         TimmTransform(24, **{option: True})
+
+
+def test_caltech_is_converted_by_its_lists(tmp_path, repo_root):
+    """The shipped lists: 60, 10 and 15 images of each class, no image twice. Here with a made-up source."""
+    lists = repo_root / "configs/caltech/splits"
+    names = [name for split in ("train", "val", "test") for name in (lists / f"{split}.txt").read_text().split()]
+    assert len(names) == len(set(names)) == 850
+    with pytest.raises(FileNotFoundError, match="expected the folder 101_ObjectCategories"):
+        convert_caltech(tmp_path / "source", lists, tmp_path / "target")
+    for i, name in enumerate(names):
+        path = tmp_path / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if i % 2 else "RGB", (300, 200) if i % 3 else (40, 50)).save(path)
+    assert convert_caltech(tmp_path / "source", lists, tmp_path / "target") == dict(train=600, val=100, test=150)
+    data = ImageFolderDataset(str(tmp_path / "target"), "test", classes="manifest.json")
+    assert data.metainfo["classes"] == CLASSES and len(data) == 150
+    assert [data.get_data_info(i)["gt_label"] for i in range(150)] == [label for label in range(10) for _ in range(15)]
+    sizes = {Image.open(path).size for path in (tmp_path / "target" / "train").rglob("*.jpg")}
+    assert sizes == {(128, 85), (40, 50)}
+
+
+def test_the_real_images_are_those_of_the_lists(data_root, repo_root):
+    for split in ("train", "val", "test"):
+        data = ImageFolderDataset(str(data_root / "caltech10"), split, classes="manifest.json", pipeline=[dict(type="LoadPILImage")])
+        listed = (repo_root / f"configs/caltech/splits/{split}.txt").read_text().split()
+        assert sorted(data.get_data_info(i)["name"] for i in range(len(data))) == sorted(listed) and data.metainfo["classes"] == CLASSES
+        assert max(data[0]["img"].size) == 128
 
 
 # --- batches
