@@ -299,6 +299,8 @@ def _plain(backbone: Any, shared: Mapping[str, Any]) -> PlainBackbone:
 def _at_stride(x: Tensor, stride: int, like: Tensor) -> Tensor:
     """The map x at stride 16 brought to `stride`: bilinear, or the mean of 2 x 2 pixels; cut to the size of `like`."""
     if stride > 16:
-        return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        # The row and the column too many are dropped where the sides are even. Average pooling that rounds up would not export with sizes
+        # left open.
+        x = F.pad(x, (0, 1, 0, 1), mode="replicate")
     scaled = x if stride == 16 else F.interpolate(x, scale_factor=16 / stride, mode="bilinear", align_corners=False)
     return scaled[:, :, : like.shape[2], : like.shape[3]]

@@ -36,7 +36,7 @@ ARCHS: dict[str, str | dict[str, Any]] = {
     "test": dict(model_name="test_vit", depth=3),
     "test_registers": dict(model_name="test_vit2", depth=2),
     "test_deit3": dict(model_name="deit3_small_patch16_224", embed_dim=32, depth=2, num_heads=2, init_values=1e-2),
-    "test_resnet": dict(model_name="test_resnet", zero_init_last=False),  # else timm starts with residual branches of zero
+    "test_resnet": dict(model_name="test_resnet", avg_down=False, zero_init_last=False),  # timm starts residual branches at zero
     "test_convnext": dict(model_name="test_convnext", depths=(1, 1, 2, 1)),
     "test_mambaout": dict(model_name="test_mambaout", depths=(1, 1, 2, 1)),
     "test_swin": dict(model_name="swin_tiny_patch4_window7_224", embed_dim=16, depths=(2, 1), num_heads=(1, 2), window_size=4),

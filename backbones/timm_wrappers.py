@@ -204,7 +204,7 @@ class TimmPlain(_TimmWrapper, PlainBackbone):
         """Image (B, in_channels, H, W) -> tokens (B, others + h * w, C), and the grid (h, w)."""
         patches = self.patch_embed(x)
         grid = (patches.shape[1], patches.shape[2])
-        others = [token.expand(len(x), -1, -1) for name in self.TOKENS if (token := getattr(self, name)) is not None]
+        others = [token.expand(x.shape[0], -1, -1) for name in self.TOKENS if (token := getattr(self, name)) is not None]
         tokens = torch.cat([*others, patches.flatten(1, 2)], dim=1)
         if self.pos_embed is not None:
             positions = _resized_positions(self.pos_embed, self.patch_embed.grid_size, grid, self.num_positioned)
