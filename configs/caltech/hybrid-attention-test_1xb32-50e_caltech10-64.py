@@ -2,7 +2,7 @@
 
     python tools/train.py configs/caltech/hybrid-attention-test_1xb32-50e_caltech10-64.py
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = "./hybrid-bi-wkv-test_1xb32-50e_caltech10-64.py"
