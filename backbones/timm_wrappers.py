@@ -55,6 +55,11 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
+def _missing(size: int, multiple: int) -> int:
+    """What `size` lacks to the next multiple; written so that an exported graph knows the sum for a multiple when sizes are left open."""
+    return -(-size // multiple) * multiple - size
+
+
 class PaddedSwinBlock(SwinTransformerBlock):
     """timm's Swin block, with the map padded to whole windows before the cyclic shift, as in the published code.
 
@@ -65,8 +70,10 @@ class PaddedSwinBlock(SwinTransformerBlock):
     def _attn(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         height, width = x.shape[1:3]
-        window_height, window_width = self.window_size
-        return super()._attn(F.pad(x, (0, 0, 0, -width % window_width, 0, -height % window_height)))[:, :height, :width]
+        below, right = (_missing(size, window) for size, window in zip((height, width), self.window_size, strict=True))
+        attended = super()._attn(F.pad(x, (0, 0, 0, right, 0, below)))
+        # Cut by negative padding, which copies: a slice that may or may not be contiguous would not export with sizes left open.
+        return F.pad(attended, (0, 0, 0, -right, 0, -below))
 
 
 class TimmHierarchical(_TimmWrapper, Pyramid):
@@ -125,7 +132,7 @@ class TimmHierarchical(_TimmWrapper, Pyramid):
         if multiple == 1:
             return x
         height, width = x.shape[1:3] if channels_last else x.shape[2:]
-        sides = (0, -width % multiple, 0, -height % multiple)
+        sides = (0, _missing(width, multiple), 0, _missing(height, multiple))
         return F.pad(x, (0, 0, *sides) if channels_last else sides)
 
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
