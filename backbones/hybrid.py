@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .layers import LayerContext, LayerNorm2d, init_conv, new_pos_embed, to_map
+from .arguments import complete_arch, drop_path_rates
+from .layers import LayerContext, LayerNorm2d, init_conv, new_pos_embed, to_map, to_tokens
 from .mixers import CHANNEL_MIXERS, InvertedBottleneck, MixerChoice
-from .names import choose, unknown
 from .pyramid import Pyramid
 from .registry import BACKBONES
 from .scans import resize_pos_embed
@@ -164,17 +164,7 @@ def layer_mixers(
 
 def resolve_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """The full dict of an architecture, from a name in `ARCHS` or a dict with its keys (`stem_width` and `dims` are required)."""
-    if isinstance(arch, Mapping):
-        known = {"stem_width", "dims", *ARCH_DEFAULTS}
-        for key in arch:
-            if key not in known:
-                raise ValueError(unknown(key, known, "key of arch"))
-        missing = {"stem_width", "dims"} - set(arch)
-        if missing:
-            raise ValueError(f"arch as a dict needs {' and '.join(sorted(missing))}, got {dict(arch)}")
-    else:
-        arch = choose(arch, ARCHS, "arch")
-    full = {**ARCH_DEFAULTS, **arch}
+    full = complete_arch(arch, ARCHS, ARCH_DEFAULTS, ("stem_width", "dims"))
     if len(full["dims"]) != 3 or len(full["conv_depths"]) != 2 or min(*full["dims"], *full["conv_depths"], full["stem_width"]) < 1:
         raise ValueError(
             f"arch needs three positive dims (strides 4, 8, 16), two positive conv_depths and a positive stem_width, got {full}"
@@ -251,8 +241,6 @@ class HybridBackbone(Pyramid):
         depth = spec["depth"] if depth is None else depth
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be a positive int, got {depth!r}")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate!r}")
         a, b, c = spec["dims"]
         self.stem = Stem(in_channels, spec["stem_width"])
         self.stages = nn.ModuleList()
@@ -304,7 +292,7 @@ class HybridBackbone(Pyramid):
         grid = (x.shape[2], x.shape[3])
         if self.pos_embed is not None:
             x = x + resize_pos_embed(self.pos_embed, grid).to(x.dtype)
-        x = x.flatten(2).transpose(1, 2).contiguous()
+        x = to_tokens(x).contiguous()
         for i, layer in enumerate(self.layers):
             x = self._run(layer, x, grid)
             if i == self.middle and self.extra is None:
@@ -331,10 +319,11 @@ def _token_layers(
         main = MixerChoice.parse(mixer)
         mlp_ratio = main.spec.mlp_ratio if main.mlp_ratio is None else main.mlp_ratio
     layers = nn.ModuleList()
+    rates = drop_path_rates(drop_path_rate, depth)
     for i, choice in enumerate(layer_mixers(mixer, pattern, depth)):
         ratio = next(r for r in (choice.mlp_ratio, mlp_ratio, choice.spec.mlp_ratio) if r is not None)
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or int(ratio * dim) < 1:
             raise ValueError(f"mlp_ratio must be a positive number, got {ratio!r}")
         context = LayerContext(dim, i, depth, num_heads, ratio)
-        layers.append(TokenLayer(choice, context, drop_path_rate * i / max(depth - 1, 1)))
+        layers.append(TokenLayer(choice, context, rates[i]))
     return layers

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import image_size
+
 
 @dataclass(frozen=True)
 class LayerContext:
@@ -78,9 +80,7 @@ def new_pos_embed(size: int | Sequence[int] | None, dim: int) -> nn.Parameter | 
     """Position embedding (1, C, h, w), truncated normal with std 0.02."""
     if size is None:
         return None
-    grid = (size, size) if isinstance(size, int) else size
-    if isinstance(grid, str) or not isinstance(grid, Sequence) or len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
-        raise ValueError(f"pos_embed_size must be a token grid (h, w) of positive ints, one int for both, or None, got {size!r}")
+    grid = image_size(size, "pos_embed_size")
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, dim, *grid), std=0.02))
 
 
@@ -89,5 +89,13 @@ def init_conv(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_linear(module: nn.Module) -> None:
+    """For `Module.apply`: linears truncated normal with std 0.02, zero bias."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import LayerContext, init_conv, to_map, without_autocast
+from .layers import LayerContext, init_conv, to_map, to_tokens, without_autocast
 from .names import choose, unknown
 from .rwkv_mixers import PointwiseChannelMix, PointwiseSpatialMix, RWKV6SpatialMix, RWKVChannelMix, RWKVSpatialMix
 from .ssm_mixers import SS2D, SSD2D
@@ -104,7 +104,7 @@ class GatedConv(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         gate, plain, local = self.up(x).split(self.widths, dim=-1)
-        local = self.conv(to_map(local, grid)).flatten(2).transpose(1, 2)
+        local = to_tokens(self.conv(to_map(local, grid)))
         return self.down(F.gelu(gate) * torch.cat((plain, local), dim=-1))
 
 
@@ -158,8 +158,7 @@ class MBConvMix(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        image = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *grid)
-        return self.branch(image).flatten(2).transpose(1, 2)
+        return to_tokens(self.branch(to_map(x, grid)))
 
 
 Mixer = Callable[..., nn.Module]

@@ -36,9 +36,9 @@ from timm.layers import DropPath, lecun_normal_
 from torch import Tensor, nn
 
 from ..kernels.selective_scan import selective_scan
+from .arguments import complete_arch, drop_path_rates, image_size
 from .checkpoints import Family, register_family
-from .layers import new_pos_embed
-from .names import choose, unknown
+from .layers import new_pos_embed, to_tokens
 from .plain import PlainBackbone
 from .registry import BACKBONES
 from .scans import resize_pos_embed
@@ -145,16 +145,7 @@ class VimLayer(nn.Module):
 
 def resolve_arch(arch: str | Mapping[str, Any], **replaced: Any) -> dict[str, Any]:
     """The full dict of an architecture, from a name in `ARCHS` or a dict with its keys (`dim` is required); None replaces nothing."""
-    known = {"dim", *ARCH_DEFAULTS}
-    if isinstance(arch, Mapping):
-        for key in arch:
-            if key not in known:
-                raise ValueError(unknown(key, known, "key of arch"))
-        if "dim" not in arch:
-            raise ValueError(f"arch as a dict needs dim, got {dict(arch)}")
-    else:
-        arch = choose(arch, ARCHS, "arch")
-    full = {**ARCH_DEFAULTS, **arch, **{key: value for key, value in replaced.items() if value is not None}}
+    full = complete_arch(arch, ARCHS, ARCH_DEFAULTS, **replaced)
     for key, value in full.items():
         kind, wanted = (bool, "a bool") if key in ("class_token", "divide_out") else (int, "a positive int")
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind) or (kind is int and value < 1):
@@ -205,27 +196,13 @@ class Vim(PlainBackbone):
         patch_stride: int | None = None,
         class_token: bool | None = None,
         divide_out: bool | None = None,
-        in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **pyramid: Any,
     ) -> None:
-        super().__init__(
-            in_channels=in_channels,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
-        )
+        super().__init__(**pyramid)
         spec = resolve_arch(arch, patch_stride=patch_stride, class_token=class_token, divide_out=divide_out)
         dim, depth, self.patch_size, stride = (spec[key] for key in ("dim", "depth", "patch_size", "patch_stride"))
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate!r}")
-        self.patch_embed = nn.Conv2d(in_channels, dim, self.patch_size, stride=stride)
+        self.patch_embed = nn.Conv2d(self.in_channels, dim, self.patch_size, stride=stride)
         lecun_normal_(self.patch_embed.weight)
         nn.init.zeros_(self.patch_embed.bias)
         self.pos_embed = new_pos_embed(token_grid(img_size, self.patch_size, stride), dim)
@@ -234,7 +211,7 @@ class Vim(PlainBackbone):
         if spec["class_token"]:
             self.cls_token, self.cls_pos_embed = (nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02)) for _ in range(2))
             before += [self.cls_token, self.cls_pos_embed]
-        rates = [*(drop_path_rate * i / (depth - 1) for i in range(depth - 1)), drop_path_rate]
+        rates = [*drop_path_rates(drop_path_rate, depth)[:-1], drop_path_rate]  # the last layer has the full rate, also as the only one
         self.layers = nn.ModuleList(VimLayer(dim, spec["d_state"], depth, rate, divide_out=spec["divide_out"]) for rate in rates)
         self.final_norm = StreamNorm(dim, eps=NORM_EPS)
         self._finish_plain(dim, stride, before, [self.final_norm])
@@ -247,7 +224,7 @@ class Vim(PlainBackbone):
         patches = self.patch_embed(pad_to_patches(x, self.patch_size, self.patch_stride))
         grid = (patches.shape[2], patches.shape[3])
         stream = torch.promote_types(patches.dtype, torch.float32)
-        tokens = (patches.to(stream) + resize_pos_embed(self.pos_embed, grid)).flatten(2).transpose(1, 2)
+        tokens = to_tokens(patches.to(stream) + resize_pos_embed(self.pos_embed, grid))
         if self.cls_token is None:
             return tokens.contiguous(), grid
         token = (self.cls_token.to(stream) + self.cls_pos_embed).expand(x.shape[0], -1, -1)
@@ -284,10 +261,7 @@ class Vim(PlainBackbone):
 
 def token_grid(img_size: int | Sequence[int], patch_size: int, patch_stride: int) -> tuple[int, int]:
     """Patches (h, w) of an image of `img_size` pixels; ValueError if that is neither a positive int nor two of them."""
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"img_size must be pixels (h, w), positive ints, or one int for both, got {img_size!r}")
-    rows, columns = (-(-max(n - patch_size, 0) // patch_stride) + 1 for n in size)
+    rows, columns = (-(-max(n - patch_size, 0) // patch_stride) + 1 for n in image_size(img_size))
     return rows, columns
 
 

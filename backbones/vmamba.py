@@ -36,11 +36,12 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from .arguments import complete_arch, drop_path_rates
 from .checkpoints import Family, register_family
-from .layers import LayerContext, LayerNorm2d, to_map
-from .names import choose, unknown
+from .hierarchical import HierarchicalBackbone
+from .layers import LayerContext, LayerNorm2d, init_linear
+from .names import choose
 from .plain import pad_to_multiple
-from .pyramid import Pyramid
 from .registry import BACKBONES
 from .ssm_mixers import SS2D, SSD2D
 
@@ -151,14 +152,7 @@ class Block(nn.Module):
 
 def resolve_arch(arch: str | Mapping[str, Any], **replaced: Any) -> dict[str, Any]:
     """The full dict of an architecture, from a name in `ARCHS` or a dict with its keys; `replaced` wins where it is not None."""
-    required = {"dims", "depths", "mixer"}
-    if not isinstance(arch, Mapping):
-        arch = choose(arch, ARCHS, "arch")
-    if wrong := set(arch) - required - set(ARCH_DEFAULTS):
-        raise ValueError(unknown(min(wrong), required | set(ARCH_DEFAULTS), "key of arch"))
-    full = {**ARCH_DEFAULTS, **arch, **{key: value for key, value in replaced.items() if value is not None}}
-    if missing := required - set(full):
-        raise ValueError(f"arch as a dict needs {' and '.join(sorted(missing))}, got {dict(arch)}")
+    full = complete_arch(arch, ARCHS, ARCH_DEFAULTS, ("dims", "depths", "mixer"), **replaced)
     if isinstance(full["mixer"], str):
         full["mixer"] = dict(type=full["mixer"])
     if not isinstance(full["mixer"], Mapping) or "type" not in full["mixer"]:
@@ -179,7 +173,7 @@ def resolve_arch(arch: str | Mapping[str, Any], **replaced: Any) -> dict[str, An
 
 
 @BACKBONES.register_module()
-class VMamba(Pyramid):
+class VMamba(HierarchicalBackbone):
     """VMamba; see the module's docstring for the shapes, the architectures and what differs from the official code.
 
     Args:
@@ -211,77 +205,23 @@ class VMamba(Pyramid):
         patch_embed: str | None = None,
         downsample: str | None = None,
         out_norm: bool = True,
-        in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **pyramid: Any,
     ) -> None:
-        super().__init__(
-            in_channels=in_channels,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
-        )
+        super().__init__(**pyramid)
         spec = resolve_arch(arch, mixer=mixer, mlp_ratio=mlp_ratio, patch_embed=patch_embed, downsample=downsample)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate!r}")
         dims, depths, blocks = spec["dims"], spec["depths"], sum(spec["depths"])
-        self.patch_embed = choose(spec["patch_embed"], PATCH_EMBEDS, "patch_embed")(in_channels, dims[0])
+        self.patch_embed = choose(spec["patch_embed"], PATCH_EMBEDS, "patch_embed")(self.in_channels, dims[0])
         between = choose(spec["downsample"], DOWNSAMPLES, "downsample")
         self.downsamples = nn.ModuleList(between(before, after) for before, after in pairwise(dims))
         self.stages = nn.ModuleList()
-        rates = [drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]
+        rates = drop_path_rates(drop_path_rate, blocks)
         for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             first = sum(depths[:stage])
             contexts = (LayerContext(dim, i, blocks, num_heads=1, mlp_ratio=spec["mlp_ratio"]) for i in range(first, first + depth))
             self.stages.append(nn.ModuleList(Block(spec["mixer"], context, rates[context.index]) for context in contexts))
-        self.apply(_init_linear)
-        wanted = self.out_indices if isinstance(self.out_indices, list | tuple) else range(4)
-        self.outnorm = nn.ModuleDict({str(i): nn.LayerNorm(dim) for i, dim in enumerate(dims) if out_norm and i in wanted})
-        self._finish(dims, (4, 8, 16, 32), *self._parts())
-
-    def _parts(self) -> tuple[list[list[nn.Module]], list[list[nn.Module]]]:
-        """Stages to freeze, and layers from the image to the output; see `Pyramid._finish`."""
-        stages: list[list[nn.Module]] = [[self.patch_embed]]
-        layers: list[list[nn.Module]] = [[self.patch_embed]]
-        for i, blocks in enumerate(self.stages):
-            before = [self.downsamples[i - 1]] if i else []
-            after = [self.outnorm[str(i)]] if str(i) in self.outnorm else []
-            stages.append([*before, *blocks, *after])
-            layers += [[block] for block in blocks]
-            layers[-len(blocks)] += before
-            layers[-1] += after
-        return stages, layers
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, in_channels, H, W) -> the maps chosen by `out_indices`; any H, W >= 1."""
-        self._check_input(x)
-        x = self._run(self.patch_embed, x)
-        levels = []
-        for i in range(self.out_indices[-1] + 1):
-            if i:
-                x = self._run(self.downsamples[i - 1], x)
-            grid = (x.shape[2], x.shape[3])
-            tokens = x.flatten(2).transpose(1, 2)
-            for block in self.stages[i]:
-                tokens = self._run(block, tokens, grid)
-            x = to_map(tokens, grid)
-            if i in self.out_indices:
-                levels.append(to_map(self.outnorm[str(i)](tokens), grid) if str(i) in self.outnorm else x)
-        return tuple(levels)
-
-
-def _init_linear(module: nn.Module) -> None:
-    """Linears truncated normal with std 0.02, zero bias; convolutions keep PyTorch's values."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        self.apply(init_linear)
+        self._finish_hierarchical(dims, out_norm=out_norm)
 
 
 # Official forward_type -> our mixer, the official argument that ssm_dt_rank is for us, and the published ssm_act_layer.

@@ -32,9 +32,9 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .arguments import complete_arch, drop_path_rates, image_size
 from .checkpoints import Family, register_family
-from .layers import LayerContext
-from .names import choose, unknown
+from .layers import LayerContext, to_tokens
 from .plain import PlainBackbone, pad_to_multiple
 from .registry import BACKBONES
 from .rwkv_mixers import RWKVChannelMix, RWKVSpatialMix
@@ -110,15 +110,7 @@ def resolve_arch(
     Raises:
         ValueError, TypeError: an unknown name or key, or a value that does not fit.
     """
-    if isinstance(arch, Mapping):
-        for key in arch:
-            if key not in {"dim", *defaults}:
-                raise ValueError(unknown(key, {"dim", *defaults}, "key of arch"))
-        if "dim" not in arch:
-            raise ValueError(f"arch as a dict needs dim, got {dict(arch)}")
-    else:
-        arch = choose(arch, archs, "arch")
-    spec = {**defaults, **arch, **{key: value for key, value in replaced.items() if value is not None}}
+    spec = complete_arch(arch, archs, defaults, **replaced)
     for key in ("dim", "depth"):
         if isinstance(spec[key], bool) or not isinstance(spec[key], int) or spec[key] < 1:
             raise ValueError(f"{key} must be a positive int, got {spec[key]!r}")
@@ -137,9 +129,7 @@ def patch_grid(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int
     """Grid (h, w) of the patches of an image of `img_size` pixels, an int or (height, width), rounded up."""
     if isinstance(patch_size, bool) or not isinstance(patch_size, int) or patch_size < 1:
         raise ValueError(f"patch_size must be a positive int, got {patch_size!r}")
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"img_size must be a positive int or (height, width) in pixels, got {img_size!r}")
+    size = image_size(img_size)
     return -(-size[0] // patch_size), -(-size[1] // patch_size)
 
 
@@ -168,13 +158,12 @@ class VisionRWKV(PlainBackbone):
         **pyramid: Any,
     ) -> None:
         super().__init__(**pyramid)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate!r}")
         dim, depth = spec["dim"], spec["depth"]
         grid = patch_grid(spec["img_size"], patch_size)
         self.patch_embed = nn.Conv2d(self.in_channels, dim, patch_size, stride=patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *grid))
         self.layers = nn.ModuleList()
+        rates = drop_path_rates(drop_path_rate, depth)
         for i in range(depth):
             context = LayerContext(dim, i, depth, num_heads, spec["mlp_ratio"])
             layer = RWKVLayer(
@@ -182,7 +171,7 @@ class VisionRWKV(PlainBackbone):
                 context,
                 post_norm=spec["post_norm"],
                 layer_scale=spec["layer_scale"],
-                drop_path=drop_path_rate * context.rise,
+                drop_path=rates[i],
             )
             self.layers.append(layer)
         self.final_norm = nn.LayerNorm(dim) if final_norm else nn.Identity()
@@ -195,7 +184,7 @@ class VisionRWKV(PlainBackbone):
         x = self.patch_embed(pad_to_multiple(x, self.patch_stride))
         grid = (x.shape[2], x.shape[3])
         x = x + resize_pos_embed(self.pos_embed, grid).to(x.dtype)
-        return x.flatten(2).transpose(1, 2).contiguous(), grid
+        return to_tokens(x).contiguous(), grid
 
     def final(self, tokens: Tensor) -> Tensor:
         return self.final_norm(tokens)
@@ -235,13 +224,8 @@ class VRWKV(VisionRWKV):
         img_size: int | Sequence[int] | None = None,
         patch_size: int = 16,
         final_norm: bool = True,
-        in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **pyramid: Any,
     ) -> None:
         replaced = dict(post_norm=post_norm, key_norm=key_norm, layer_scale=layer_scale, img_size=img_size)
         spec = resolve_arch(arch, ARCHS, ARCH_DEFAULTS, **replaced)
@@ -252,12 +236,7 @@ class VRWKV(VisionRWKV):
             patch_size=patch_size,
             final_norm=final_norm,
             drop_path_rate=drop_path_rate,
-            in_channels=in_channels,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
+            **pyramid,
         )
         self._finish_plain(spec["dim"], patch_size, [self.patch_embed, self.pos_embed], [self.final_norm])
 

@@ -73,13 +73,8 @@ class VRWKV6(VisionRWKV):
         img_size: int | Sequence[int] | None = None,
         patch_size: int = 16,
         final_norm: bool = True,
-        in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **pyramid: Any,
     ) -> None:
         replaced = dict(post_norm=post_norm, key_norm=key_norm, layer_scale=layer_scale, img_size=img_size)
         spec = resolve_arch(arch, ARCHS, ARCH_DEFAULTS, num_heads=num_heads, class_token=class_token, **replaced)
@@ -97,12 +92,7 @@ class VRWKV6(VisionRWKV):
             patch_size=patch_size,
             final_norm=final_norm,
             drop_path_rate=drop_path_rate,
-            in_channels=in_channels,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
+            **pyramid,
         )
         self.cls_token = None
         if spec["class_token"]:

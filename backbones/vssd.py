@@ -45,10 +45,11 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from .arguments import complete_arch, drop_path_rates
 from .checkpoints import Family, register_family
-from .layers import to_map, to_tokens
-from .names import choose, unknown
-from .pyramid import Pyramid
+from .hierarchical import HierarchicalBackbone
+from .layers import init_linear, to_map, to_tokens
+from .names import choose
 from .registry import BACKBONES
 
 # dim: C; depths, num_heads, mixers: of the four stages; d_state: N; expand: D / C; mlp_ratio: hidden width of the MLP over C.
@@ -62,7 +63,6 @@ ARCHS: dict[str, dict[str, Any]] = {
     "small": dict(dim=64, depths=(3, 4, 21, 5)),
     "base": dict(dim=96, depths=(3, 4, 21, 5), num_heads=(3, 6, 12, 24)),
 }
-STRIDES = (4, 8, 16, 32)
 
 
 class ConvLayer(nn.Module):
@@ -190,16 +190,7 @@ def on_map(conv: nn.Conv2d, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def resolve_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """The full dict of an architecture, from a name in `ARCHS` or a dict with its keys (`dim` and `depths` are required)."""
-    required = {"dim", "depths"}
-    if isinstance(arch, Mapping):
-        for key in arch:
-            if key not in required | set(ARCH_DEFAULTS):
-                raise ValueError(unknown(key, required | set(ARCH_DEFAULTS), "key of arch"))
-        if missing := required - set(arch):
-            raise ValueError(f"arch as a dict needs {' and '.join(sorted(missing))}, got {dict(arch)}")
-    else:
-        arch = choose(arch, ARCHS, "arch")
-    full = {**ARCH_DEFAULTS, **arch}
+    full = complete_arch(arch, ARCHS, ARCH_DEFAULTS, ("dim", "depths"))
     for key in ("depths", "num_heads"):
         if not _four(full[key]) or not all(isinstance(n, int) and n > 0 for n in full[key]):
             raise ValueError(f"{key} must be four positive ints, got {full[key]!r}")
@@ -219,7 +210,7 @@ def _four(value: Any) -> bool:
 
 
 @BACKBONES.register_module()
-class VSSD(Pyramid):
+class VSSD(HierarchicalBackbone):
     """VSSD; see the module's docstring for the shapes and the architectures.
 
     Args:
@@ -244,79 +235,31 @@ class VSSD(Pyramid):
         arch: str | Mapping[str, Any] = "tiny",
         *,
         out_norm: bool = True,
-        in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **pyramid: Any,
     ) -> None:
-        super().__init__(
-            in_channels=in_channels,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
-        )
+        super().__init__(**pyramid)
         spec = resolve_arch(arch)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate!r}")
         dims = tuple(spec["dim"] * 2**i for i in range(4))
-        self.patch_embed = Stem(in_channels, dims[0])
+        self.patch_embed = Stem(self.in_channels, dims[0])
         self.downsamples = nn.ModuleList(Downsample(dim) for dim in dims[:3])
         self.stages = nn.ModuleList()
-        rates = iter(torch.linspace(0, drop_path_rate, sum(spec["depths"]), device="cpu").tolist())
+        rates = iter(drop_path_rates(drop_path_rate, sum(spec["depths"])))
         for dim, depth, heads, name in zip(dims, spec["depths"], spec["num_heads"], spec["mixers"], strict=True):
             mixer, options = choose(name, {"ssd": (NCSSD, (spec["d_state"], spec["expand"])), "attention": (Attention, ())}, "mixer")
             blocks = (Block(dim, mixer(dim, heads, *options), spec["mlp_ratio"], next(rates)) for _ in range(depth))
             self.stages.append(nn.ModuleList(blocks))
-        self.apply(_init_linear)
-        wanted = self.out_indices if isinstance(self.out_indices, list | tuple) else range(4)
-        self.outnorm = nn.ModuleDict({str(i): nn.LayerNorm(dim) for i, dim in enumerate(dims) if out_norm and i in wanted})
-        self._finish(dims, STRIDES, *self._parts())
+        self.apply(init_linear)
+        self._finish_hierarchical(dims, out_norm=out_norm)
 
-    def _parts(self) -> tuple[list[list[nn.Module]], list[list[nn.Module]]]:
-        """Stages to freeze, and layers from the image to the output; see `Pyramid._finish`."""
-        stages: list[list[nn.Module]] = [[self.patch_embed]]
-        layers: list[list[nn.Module]] = [[self.patch_embed]]
-        for i, blocks in enumerate(self.stages):
-            before = [self.downsamples[i - 1]] if i else []
-            after = [self.outnorm[str(i)]] if str(i) in self.outnorm else []
-            stages.append([*before, *blocks, *after])
-            steps = [[block] for block in blocks]
-            steps[0] = before + steps[0]
-            steps[-1] = steps[-1] + after
-            layers += steps
-        return stages, layers
+    def embed(self, x: Tensor) -> Tensor:
+        """The stem, never recomputed: its batch norms would count a batch twice."""
+        return self.patch_embed(x)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, in_channels, H, W) -> the maps chosen by `out_indices`; any H, W >= 1."""
-        self._check_input(x)
-        # Channels last from the start: every later map and its tokens are then views of each other, and no layer copies.
-        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
-        levels = []
-        for i in range(self.out_indices[-1] + 1):
-            if i:
-                down = self.downsamples[i - 1]
-                x = down.project(self._run(down.widen, x))
-            grid = (x.shape[2], x.shape[3])
-            tokens = to_tokens(x)
-            for block in self.stages[i]:
-                tokens = self._run(block, tokens, grid)
-            x = to_map(tokens, grid)
-            if i in self.out_indices:
-                levels.append(to_map(self.outnorm[str(i)](tokens), grid) if str(i) in self.outnorm else x)
-        return tuple(levels)
-
-
-def _init_linear(module: nn.Module) -> None:
-    """Linears truncated normal with std 0.02, zero bias."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    def downsample(self, index: int, x: Tensor) -> Tensor:
+        """As in the base class, but for the part with batch norm, which is not recomputed."""
+        down = self.downsamples[index]
+        return down.project(self._run(down.widen, x))
 
 
 # Official constructor argument -> the only value that has a counterpart here.

@@ -341,7 +341,7 @@ def test_official_arguments_without_counterpart(argument, value):
         (dict(layer_scale="1"), TypeError, "layer_scale must be a number, or False for none, got '1'"),
         (dict(post_norm="yes"), TypeError, "post_norm must be True or False, got 'yes'"),
         (dict(key_norm=1), TypeError, "key_norm must be True or False, got 1"),
-        (dict(img_size=0), ValueError, "img_size must be a positive int"),
+        (dict(img_size=0), ValueError, r"img_size must be \(h, w\), two positive ints"),
         (dict(img_size=(3, 4, 5)), ValueError, "img_size must be"),
         (dict(img_size="64"), ValueError, "img_size must be"),
         (dict(patch_size=0), ValueError, "patch_size must be a positive int, got 0"),
