@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from linescan.backbones.by_name import build, named_config
+from linescan.backbones.layers import to_map, to_tokens
 from linescan.backbones.scans import resize_pos_embed
 
 every_plain = pytest.mark.parametrize("name", ["vrwkv:test", "vrwkv6:test", "vim:test", "timm:test"])
@@ -39,3 +40,21 @@ def test_the_steps_are_the_forward_pass(name):
     assert patches.shape == (2, 12, model.dim)
     assert torch.equal(model.join_tokens(before, patches, after), tokens)
     assert torch.equal(model.to_map(model.final(tokens), grid), model(x)[-1])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_map_of_tokens_has_a_right_gradient_through_batch_norm(batch):
+    """Reshaped transposed tokens have strides, for one image, with which PyTorch 2.11's CPU batch norm is 129 % wrong in its gradient."""
+    tokens, weights = torch.randn(batch, 12, 8, dtype=torch.float64), torch.randn(batch, 8, 3, 4, dtype=torch.float64)
+    gradients = []
+    for as_map in (lambda x: to_map(x, (3, 4)), lambda x: to_map(x, (3, 4)).contiguous()):
+        x = tokens.clone().requires_grad_()
+        (torch.nn.BatchNorm2d(8).double()(as_map(x)) * weights).sum().backward()
+        gradients.append(x.grad)
+    assert torch.allclose(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_tokens_are_a_view_of_a_map():
+    tokens = torch.randn(1, 12, 8)
+    assert to_tokens(to_map(tokens, (3, 4))).data_ptr() == tokens.data_ptr()
+    assert torch.equal(to_map(tokens, (3, 4)), tokens.transpose(1, 2).reshape(1, 8, 3, 4))
