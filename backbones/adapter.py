@@ -26,6 +26,7 @@ their maps, and sizes are rounded up); deformable attention in PyTorch's own ope
 `sync_bn` makes a synchronised one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -192,7 +193,8 @@ class ViTAdapter(Pyramid):
         frozen_stages: -1 nothing; n the stages 0..n of the plain backbone, final norm apart; the last one everything.
         norm_eval: keep batch norm in evaluation mode while training.
         with_cp: recompute the activations of layers, injectors and extractors in the backward pass.
-        init_cfg: see `Pyramid`; weights of the plain backbone go through its own.
+        init_cfg: see `Pyramid`. Weights of the plain backbone go through its own, with allow_unexpected for a final norm of the file that
+            it does not have.
 
     The steps of `layer_ids` are those of the plain backbone; the adapter's own parameters train at the full rate.
 
@@ -234,6 +236,8 @@ class ViTAdapter(Pyramid):
         self.injectors = nn.ModuleList(Injector(dim, spec) for _ in range(count))
         self.extractors = nn.ModuleList(Extractor(dim, spec, drop_path_rate) for _ in range(count + spec["extra_extractors"]))
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        nn.init.normal_(self.up.weight, std=math.sqrt(2 / (4 * dim)))
+        nn.init.zeros_(self.up.bias)
         self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in STRIDES)
         steps = _layer_parts(self.backbone)
         self._finish((dim,) * len(STRIDES), STRIDES, [*steps, [*self.children(), self.level_embed]], steps)

@@ -126,6 +126,22 @@ def test_deformable_attention_starts_as_published():
     assert 0.9 * bound < module.value.weight.abs().max() <= bound
 
 
+def test_the_adapter_starts_as_published():
+    torch.manual_seed(0)
+    model = ViTAdapter("tiny")
+    assert not any(injector.gamma.any() for injector in model.injectors)
+    assert abs(model.level_embed.std() - 1) < 0.1
+    convolutions = [
+        (model.up, 4 * 192),
+        *((m, m.kernel_size[0] ** 2 * m.out_channels) for m in model.prior.modules() if isinstance(m, nn.Conv2d)),
+    ]
+    for module, fan_out in convolutions:
+        assert abs(module.weight.std() / math.sqrt(2 / fan_out) - 1) < 0.05
+    ffn = model.extractors[0].ffn
+    assert abs(ffn.expand.weight.std() - 0.02) < 1e-3 and abs(ffn.depthwise.weight.std() - math.sqrt(2 / 9)) < 0.05
+    assert not any(module.bias.any() for module in (model.up, ffn.expand, ffn.depthwise, ffn.project, *model.prior.projections))
+
+
 def test_ffn_convolves_each_map_by_itself():
     torch.manual_seed(0)
     ffn = ConvFFN(6, 4).double()
@@ -236,6 +252,20 @@ def test_arguments_reach_the_plain_backbone():
     assert own.backbone.layers[-1].drop_path.drop_prob == 0.1
     ready = BACKBONES.build(dict(type="VRWKV", arch="test"))
     assert ViTAdapter("test", ready).backbone is ready
+
+
+def test_weights_of_the_plain_backbone_load_through_its_own_config(tmp_path):
+    """The file of a plain backbone with a final norm, which the one in the adapter does not have."""
+    trained = BACKBONES.build(dict(type="VRWKV", arch="test", final_norm=True))
+    for parameter in trained.parameters():
+        nn.init.normal_(parameter)
+    torch.save(trained.state_dict(), tmp_path / "plain.pth")
+    init = dict(type="Pretrained", checkpoint=str(tmp_path / "plain.pth"), allow_unexpected=("final_norm*",))
+    model = ViTAdapter("test", dict(type="VRWKV", arch="test", final_norm=False, init_cfg=init))
+    model.init_weights()
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name])
+    assert torch.equal(model.injectors[0].gamma, torch.full((32,), 0.5))
 
 
 @pytest.mark.parametrize(
