@@ -4,8 +4,8 @@
         configs/vrwkv/vrwkv-adapter-large_upernet_4xb4-160k_ade20k-512x512.py
 
 The recipe published for Vision-RWKV (arXiv 2403.02308): AdamW 6e-5, weight decay 0.01, layer decay 0.9, drop path 0.4, mixed precision,
-16 images, tested in windows of 512 at stride 341. Meant to start from the published ImageNet weights (docs/model_zoo.md); without them it
-trains from scratch.
+16 images, tested in windows of 512 at stride 341. Meant to start from the published ImageNet weights (configs/vrwkv/README.md says how);
+without them it trains from scratch.
 
 Status: untrained.
 """
@@ -22,7 +22,8 @@ model = dict(
     backbone=dict(
         type="linescan.ViTAdapter",
         arch="large",
-        backbone=dict(type="linescan.VRWKV", arch="large", drop_path_rate=0.4),
+        backbone=dict(type="linescan.VRWKV", arch="large", final_norm=False),
+        drop_path_rate=0.4,
     ),
     decode_head=dict(num_classes=_base_.num_classes),
     auxiliary_head=dict(num_classes=_base_.num_classes),

@@ -4,8 +4,8 @@
         configs/vrwkv/vrwkv-adapter-tiny_upernet_4xb4-160k_ade20k-512x512.py
 
 The recipe published for Vision-RWKV (arXiv 2403.02308): AdamW 12e-5, weight decay 0.01, layer decay 0.95, drop path 0.1, mixed precision,
-16 images, tested in windows of 512 at stride 341. Meant to start from the published ImageNet weights (docs/model_zoo.md); without them it
-trains from scratch.
+16 images, tested in windows of 512 at stride 341. Meant to start from the published ImageNet weights (configs/vrwkv/README.md says how);
+without them it trains from scratch.
 
 Status: untrained.
 """
@@ -22,7 +22,8 @@ model = dict(
     backbone=dict(
         type="linescan.ViTAdapter",
         arch="tiny",
-        backbone=dict(type="linescan.VRWKV", arch="tiny", drop_path_rate=0.1),
+        backbone=dict(type="linescan.VRWKV", arch="tiny", final_norm=False),
+        drop_path_rate=0.1,
     ),
     decode_head=dict(num_classes=_base_.num_classes),
     auxiliary_head=dict(num_classes=_base_.num_classes),

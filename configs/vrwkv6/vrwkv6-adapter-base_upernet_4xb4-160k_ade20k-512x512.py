@@ -22,7 +22,8 @@ model = dict(
     backbone=dict(
         type="linescan.ViTAdapter",
         arch="base",
-        backbone=dict(type="linescan.VRWKV6", arch="base", drop_path_rate=0.3),
+        backbone=dict(type="linescan.VRWKV6", arch="base", final_norm=False),
+        drop_path_rate=0.3,
     ),
     decode_head=dict(num_classes=_base_.num_classes),
     auxiliary_head=dict(num_classes=_base_.num_classes),

@@ -22,7 +22,8 @@ model = dict(
     backbone=dict(
         type="linescan.ViTAdapter",
         arch="small",
-        backbone=dict(type="linescan.VRWKV6", arch="small", drop_path_rate=0.2),
+        backbone=dict(type="linescan.VRWKV6", arch="small", final_norm=False),
+        drop_path_rate=0.2,
     ),
     decode_head=dict(num_classes=_base_.num_classes),
     auxiliary_head=dict(num_classes=_base_.num_classes),

@@ -22,7 +22,8 @@ model = dict(
     backbone=dict(
         type="linescan.ViTAdapter",
         arch="tiny",
-        backbone=dict(type="linescan.VRWKV6", arch="tiny", drop_path_rate=0.1),
+        backbone=dict(type="linescan.VRWKV6", arch="tiny", final_norm=False),
+        drop_path_rate=0.1,
     ),
     decode_head=dict(num_classes=_base_.num_classes),
     auxiliary_head=dict(num_classes=_base_.num_classes),
