@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .arguments import complete_arch
 from .deformable import MSDeformAttn
-from .layers import init_conv, to_map
-from .names import choose, unknown
+from .layers import init_conv, init_linear, to_map, to_tokens
 from .plain import PlainBackbone
 from .pyramid import Pyramid
 from .registry import BACKBONES
@@ -47,10 +47,11 @@ NORM_EPS = 1e-6
 STRIDES = (4, 8, 16, 32)
 Maps = Sequence[tuple[int, int, int]]
 
-# backbone: config of the plain backbone; conv_width: width of the spatial prior at stride 4; interactions: groups of layers; num_heads,
-# num_points, deform_ratio: of the deformable attention; cffn_ratio: hidden width of the extractors' FFN over C; extra_extractors: after
-# the last group; injector_scale: where gamma starts; query_std: see `MSDeformAttn`.
+# backbone: config of the plain backbone, or None where it comes by argument; conv_width: width of the spatial prior at stride 4;
+# interactions: groups of layers; num_heads, num_points, deform_ratio, query_std: of the deformable attention, see `MSDeformAttn`;
+# cffn_ratio: hidden width of the extractors' FFN over C; extra_extractors: after the last group; injector_scale: where gamma starts.
 ARCH_DEFAULTS: dict[str, Any] = dict(
+    backbone=None,
     conv_width=64,
     interactions=4,
     num_heads=6,
@@ -107,20 +108,14 @@ class ConvFFN(nn.Module):
         self.expand = nn.Linear(dim, hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.project = nn.Linear(hidden, dim)
-        self.apply(_init_linear)
+        self.apply(init_linear)
         self.apply(init_conv)
 
     def forward(self, x: Tensor, maps: Maps) -> Tensor:
         """(B, N, C) -> (B, N, C), N pixels of `maps` one map after the other."""
         parts = self.expand(x).split([h * w for h, w, _ in maps], dim=1)
-        mixed = [self.depthwise(to_map(part, (h, w))).flatten(2).transpose(1, 2) for part, (h, w, _) in zip(parts, maps, strict=True)]
+        mixed = [to_tokens(self.depthwise(to_map(part, (h, w)))) for part, (h, w, _) in zip(parts, maps, strict=True)]
         return self.project(F.gelu(torch.cat(mixed, dim=1)))
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 class Injector(nn.Module):
@@ -163,13 +158,7 @@ def _attention(dim: int, levels: int, spec: Mapping[str, Any]) -> MSDeformAttn:
 
 def resolve_arch(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     """The full dict of an architecture, from a name in `ARCHS` or a dict with its keys."""
-    if isinstance(arch, Mapping):
-        for key in arch:
-            if key not in {"backbone", *ARCH_DEFAULTS}:
-                raise ValueError(unknown(key, {"backbone", *ARCH_DEFAULTS}, "key of arch"))
-    else:
-        arch = choose(arch, ARCHS, "arch")
-    spec = {**ARCH_DEFAULTS, **arch}
+    spec = complete_arch(arch, ARCHS, ARCH_DEFAULTS, required=())
     for key in ("conv_width", "interactions", "num_heads", "num_points"):
         if isinstance(spec[key], bool) or not isinstance(spec[key], int) or spec[key] < 1:
             raise ValueError(f"{key} must be a positive int, got {spec[key]!r}")
@@ -225,7 +214,7 @@ class ViTAdapter(Pyramid):
         )
         spec = resolve_arch(arch)
         shared = dict(in_channels=in_channels, drop_path_rate=drop_path_rate, with_cp=with_cp)
-        self.backbone = _plain(spec.get("backbone") if backbone is None else backbone, shared)
+        self.backbone = _plain(spec["backbone"] if backbone is None else backbone, shared)
         depth, dim = len(self.backbone.layers), self.backbone.dim
         count = spec["interactions"]
         if count > depth:
@@ -247,7 +236,7 @@ class ViTAdapter(Pyramid):
         self._check_input(x)
         c1, *maps = self.prior(x)
         pyramid = [(m.shape[2], m.shape[3], s) for m, s in zip(maps, STRIDES[1:], strict=True)]
-        c = torch.cat([m.flatten(2).transpose(1, 2) + embed for m, embed in zip(maps, self.level_embed, strict=True)], dim=1)
+        c = torch.cat([to_tokens(m) + embed for m, embed in zip(maps, self.level_embed, strict=True)], dim=1)
         c, outs = self._interact(x, c, pyramid)
         parts = c.split([h * w for h, w, _ in pyramid], dim=1)
         c2, c3, c4 = (to_map(part, (h, w)) for part, (h, w, _) in zip(parts, pyramid, strict=True))

@@ -109,7 +109,7 @@ class MSDeformAttn(nn.Module):
         total = 0
         for level, (value, (height, width, stride)) in enumerate(zip(values, token_maps, strict=True)):
             points = places[:, None, None] / stride + offsets[:, :, :, level]
-            maps = value.transpose(1, 2).reshape(batch * self.num_heads, -1, height, width)
+            maps = value.transpose(1, 2).reshape(batch * self.num_heads, -1, height, width).contiguous()
             read = sample(maps, points.transpose(1, 2).flatten(0, 1))
             total = total + (read * weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)).sum(-1)
         return self.output(total.reshape(batch, -1, count).transpose(1, 2).to(queries.dtype))

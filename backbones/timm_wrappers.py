@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .layers import LayerNorm2d, to_map
+from .layers import LayerNorm2d, to_map, to_tokens
 from .plain import PlainBackbone
 from .pyramid import Pyramid
 
@@ -122,7 +122,7 @@ class TimmHierarchical(_TimmWrapper, Pyramid):
         for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
             x = self._run_stage(stage, x if i == 0 else self._padded(x, self.multiples[i], self.channels_last))
             if i in self.out_indices:
-                level = x.permute(0, 3, 1, 2).contiguous() if self.channels_last else x
+                level = x.permute(0, 3, 1, 2) if self.channels_last else x
                 maps.append(level if self.out_norms is None else self.out_norms[len(maps)](level))
         return tuple(maps)
 
@@ -273,7 +273,7 @@ class TimmViTamin(_TimmWrapper, Pyramid):
             levels.append(x)
         x = self.reduction(x)
         grid = (x.shape[2], x.shape[3])
-        x = self.pos_drop(x.flatten(2).transpose(1, 2) + _resized_positions(self.pos_embed, self.grid, grid, 0))
+        x = self.pos_drop(to_tokens(x) + _resized_positions(self.pos_embed, self.grid, grid, 0))
         for i, layer in enumerate(self.layers):
             x = self._run(layer, x)
             if i == self.middle:

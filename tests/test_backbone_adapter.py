@@ -113,6 +113,15 @@ def test_deformable_attention_is_its_formula():
             assert torch.allclose(result[b, q], module.output(torch.cat(heads)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_gradients_through_the_whole_attention(batch):
+    """A batch of one has other strides."""
+    torch.manual_seed(0)
+    module = MSDeformAttn(4, 2, num_heads=2, num_points=2, query_std=0.3).double()
+    inputs = [random(batch, 4, 4).requires_grad_(), random(batch, 5, 4, seed=1).requires_grad_()]
+    assert torch.autograd.gradcheck(lambda q, t: module(q, t, [(2, 2, 16)], [(2, 2, 16), (1, 1, 32)]), inputs)
+
+
 def test_deformable_attention_starts_as_published():
     module = MSDeformAttn(16, 2, num_heads=8, num_points=3)
     start = module.offsets.bias.view(8, 2, 3, 2)
