@@ -244,6 +244,16 @@ def test_prior_injection_and_extraction_are_restated():
     assert torch.allclose(at16, model.norms[2](c3.transpose(1, 2).reshape(1, 64, 3, 4) + out), rtol=0, atol=1e-10)
 
 
+def test_exports_with_sizes_left_open():
+    """One graph for every batch and every image size that is a multiple of 16."""
+    model = adapter(PLAIN["deit"]).eval()
+    rows, columns = (16 * torch.export.Dim(name, min=2, max=256) for name in ("rows", "columns"))
+    sizes = {0: torch.export.Dim("batch"), 2: rows, 3: columns}
+    exported = torch.export.export(model, (random(2, 3, 64, 96),), dynamic_shapes=(sizes,), strict=False).module()
+    x = random(3, 3, 80, 48)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(exported(x), model(x), strict=True))
+
+
 def test_layers_keep_their_numbers_and_the_adapter_counts_as_last():
     model = adapter(PLAIN["vrwkv"])
     inner, ids = model.backbone.layer_ids(), model.layer_ids()

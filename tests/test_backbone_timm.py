@@ -295,6 +295,17 @@ def test_drop_path_reaches_timm():
         assert max(getattr(module, "drop_prob", 0.0) or 0.0 for module in model.modules()) == pytest.approx(0.25), arch
 
 
+@pytest.mark.parametrize("arch", ["test_swin", "test_convnext", "test_mambaout", "test_resnet", "test_vitamin"])
+def test_exports_with_sizes_left_open(arch):
+    """One graph for every batch and every image size that is a multiple of 16."""
+    model = scramble(TimmBackbone(arch)).double()
+    rows, columns = (16 * torch.export.Dim(name, min=2, max=256) for name in ("rows", "columns"))
+    sizes = {0: torch.export.Dim("batch"), 2: rows, 3: columns}
+    exported = torch.export.export(model, (image(2, 3, 64, 96),), dynamic_shapes=(sizes,), strict=False).module()
+    x = image(3, 3, 80, 48)
+    agree(exported(x), model(x))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
