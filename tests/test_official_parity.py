@@ -143,3 +143,36 @@ def test_gradients(path):
 def test_unknown_argument_is_an_error(name):
     with pytest.raises(TypeError, match="no_such_argument"):
         PUBLISHED[name].config(no_such_argument=7)
+
+
+_VSSM = dict(dims=16, depths=[1, 1, 1, 1], ssm_dt_rank="auto", drop_path_rate=0.1)
+_V05 = dict(ssm_d_state=1, ssm_ratio=1.0, ssm_conv_bias=False, forward_type="v05_noz", mlp_ratio=4.0)
+_M0 = dict(ssm_d_state=8, ssm_ratio=1.0, ssm_conv_bias=False, forward_type="m0_noz", mlp_ratio=4.0)
+_V0 = dict(ssm_d_state=16, ssm_ratio=2.0, ssm_conv_bias=True, forward_type="v0", mlp_ratio=0.0)
+_NEW, _OLD = dict(patchembed_version="v2", downsample_version="v3"), dict(patchembed_version="v1", downsample_version="v1")
+_VIM = dict(embed_dim=32, depth=2, rms_norm=True, if_abs_pos_embed=True, bimamba_type="v2", residual_in_fp32=True, fused_add_norm=True)
+_NORMS = dict(post_norm=True, key_norm=True, init_values=1e-5)
+_RWKV = dict(embed_dims=64, depth=2, patch_size=16, out_indices=(0, 1))
+# Official constructor calls that no file holds; the values of these networks are compared in the families' own tests.
+CONSTRUCTORS = {
+    "vmamba-v05-ln": ("Backbone_VSSM", dict(**_VSSM, **_V05, **_NEW, norm_layer="ln")),
+    "vmamba-v05-ln2d": ("Backbone_VSSM", dict(**_VSSM, **_V05, **_NEW, norm_layer="ln2d")),
+    "vmamba-m0": ("Backbone_VSSM", dict(**_VSSM, **_M0, **_NEW, norm_layer="ln")),
+    "vmamba-v0": ("Backbone_VSSM", dict(**_VSSM, **_V0, **_OLD, norm_layer="ln")),
+    "vim-middle-token": ("VisionMamba", dict(**_VIM, img_size=64, if_cls_token=True, use_middle_cls_token=True, if_divide_out=True)),
+    "vim-no-token": ("VisionMamba", dict(**_VIM, img_size=(64, 96), if_cls_token=False, if_divide_out=False, final_pool_type="mean")),
+    "vim-stride-8": ("VisionMamba", dict(**_VIM, img_size=64, stride=8, if_cls_token=True, use_middle_cls_token=True)),
+    "vrwkv-key-norm": ("VRWKV", dict(**_RWKV, **_NORMS, img_size=192)),
+    "vrwkv-odd-size": ("VRWKV", dict(**_RWKV, img_size=(50, 65))),
+    "vrwkv6-class-token": ("VRWKV6", dict(**_RWKV, **_NORMS, num_heads=1, img_size=64, with_cls_token=True)),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments"), CONSTRUCTORS.values(), ids=CONSTRUCTORS.keys())
+def test_official_constructor_calls_build_networks_for_any_size(name, arguments):
+    model = BACKBONES.build(PUBLISHED[name].config(**arguments)).eval()
+    x = torch.randn(1, 3, 49, 83)
+    with torch.no_grad():
+        maps = model(x)
+    promised = [(1, c, -(-49 // s), -(-83 // s)) for c, s in zip(model.out_channels, model.out_strides, strict=True)]
+    assert [tuple(m.shape) for m in maps] == promised and all(torch.isfinite(m).all() for m in maps)
