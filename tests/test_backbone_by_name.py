@@ -31,7 +31,7 @@ def test_other_names_are_refused(name, message):
         named_config(name)
 
 
-def test_attention_over_many_tokens_grows_the_peak():
+def test_the_peak_follows_the_number_of_pixels():
     """A quarter of the pixels takes about a quarter of the memory; the weights do not count."""
     config = named_config("hybrid:test:attention")
     small, large = (peak_growth_mib(build, config, size, threads=1) for size in (512, 1024))

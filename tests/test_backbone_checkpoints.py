@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from linescan.backbones import HybridBackbone
 from linescan.backbones.checkpoints import CheckpointError, convert, load_checkpoint, read_checkpoint
+from linescan.backbones.hybrid import ARCHS
 from linescan.backbones.rwkvsam import hybrid_config
 
 CONFIG = dict(arch="test", depth=3, pattern=["bi_wkv", "attention", "mbconv"], pos_embed_size=(4, 6), extra_level=True)
@@ -208,3 +209,68 @@ def test_hybrid_config_translates_the_official_arguments():
 def test_hybrid_config_refuses_what_it_does_not_know(arguments, message):
     with pytest.raises(ValueError, match=message):
         hybrid_config(**arguments)
+
+
+def official_layout(dims: tuple[int, int, int], stem: int, kinds: list[str], ratio: int, tokens: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of the official VITAMINBackbone, written out from the published layout."""
+    shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, tokens, dims[2])}
+
+    def add(name: str, *shape: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = shape
+        if bias:
+            shapes[f"{name}.bias"] = shape[:1]
+
+    def mbconv(name: str, i: int, o: int, hidden: int) -> None:
+        add(f"{name}.pre_norm", i)
+        for part, shape in (("conv1_1x1", (hidden, i, 1, 1)), ("conv2_kxk", (hidden, 1, 3, 3)), ("conv3_1x1", (o, hidden, 1, 1))):
+            add(f"{name}.{part}", *shape)
+
+    add("stem.conv1", stem, 3, 3, 3)
+    add("stem.norm1", stem)
+    add("stem.conv2", stem, stem, 3, 3)
+    for stage, (before, width, blocks) in enumerate(((stem, dims[0], 2), (dims[0], dims[1], 4))):
+        for block in range(blocks):
+            i = before if block == 0 else width
+            mbconv(f"conv_stages.{stage}.{block}", i, width, 4 * width)
+            if i != width:
+                add(f"conv_stages.{stage}.{block}.shortcut.expand", width, i, 1, 1)
+    add("conv_final_pool.norm", dims[1])
+    add("conv_final_pool.proj", dims[2], dims[1], 3, 3)
+    c, hidden = dims[2], ratio * dims[2]
+    for i, kind in enumerate(kinds):
+        layer = f"layers.{i}"
+        if kind == "mbconv":
+            mbconv(layer, c, c, hidden)
+            continue
+        if kind == "bi_wkv":
+            vectors = ("layer_scale_1", "layer_scale_2", "attn.spatial_decay", "attn.spatial_first")
+            mixes = ("attn.spatial_mix_k", "attn.spatial_mix_v", "attn.spatial_mix_r", "mlp.spatial_mix_k", "mlp.spatial_mix_r")
+            shapes.update({f"{layer}.{name}": (c,) for name in vectors} | {f"{layer}.{name}": (1, 1, c) for name in mixes})
+            linears = [(f"attn.{name}", c, c) for name in ("key", "value", "receptance", "output")]
+            linears += [("mlp.key", hidden, c), ("mlp.receptance", c, c), ("mlp.value", c, hidden)]
+        else:
+            linears = [("attn.qkv", 3 * c, c), ("attn.proj", c, c), ("ffn.w0", hidden, c), ("ffn.w1", hidden, c), ("ffn.w2", c, hidden)]
+        for name, *shape in linears:
+            add(f"{layer}.{name}", *shape, bias=kind == "attention")
+        for n in "12":
+            add(f"{layer}.{'norm' if kind == 'bi_wkv' else 'ln'}{n}", c)
+    add("final_norm", c)
+    mbconv("final_layer", c, 2 * c, 8 * c)
+    add("final_layer.shortcut.expand", 2 * c, c, 1, 1)
+    return shapes
+
+
+@pytest.mark.parametrize("arch", [name for name in ARCHS if name != "test"])
+@pytest.mark.parametrize("attn_type", ["transformer", "rwkv", "rwkv_trans", "mbconv_rwkv", "rwkv_mbconv"])
+def test_every_official_key_has_its_place_at_the_published_sizes(arch, attn_type):
+    options = dict(mlp_ratio=2, num_heads=8)
+    config = hybrid_config(model_variant=arch, attn_type=attn_type, attn_cfg=options, img_size=224, additional_final_layers=True)
+    replaced = {i: name for name, layers in (config["pattern"] or {}).items() for i in layers}
+    kinds = [replaced.get(i, config["mixer"]) for i in range(14)]
+    with torch.device("meta"):
+        model = HybridBackbone(**config)
+        shapes = official_layout(ARCHS[arch]["dims"], ARCHS[arch]["stem_width"], kinds, ratio=2, tokens=196)
+        official = {name: torch.empty(shape) for name, shape in shapes.items()}
+    converted, report = convert(official, model, family="rwkvsam")
+    assert not report.missing and not report.unexpected and not report.mismatched and not report.resized, str(report)
+    assert {name: tensor.shape for name, tensor in converted.items()} == {name: tensor.shape for name, tensor in model.state_dict().items()}
