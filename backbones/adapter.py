@@ -196,31 +196,19 @@ class ViTAdapter(Pyramid):
         arch: str | Mapping[str, Any] = "tiny",
         backbone: Mapping[str, Any] | PlainBackbone | None = None,
         *,
-        in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **pyramid: Any,
     ) -> None:
-        super().__init__(
-            in_channels=in_channels,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
-        )
+        super().__init__(**pyramid)
         spec = resolve_arch(arch)
-        shared = dict(in_channels=in_channels, drop_path_rate=drop_path_rate, with_cp=with_cp)
+        shared = dict(in_channels=self.in_channels, drop_path_rate=drop_path_rate, with_cp=self.with_cp)
         self.backbone = _plain(spec["backbone"] if backbone is None else backbone, shared)
         depth, dim = len(self.backbone.layers), self.backbone.dim
         count = spec["interactions"]
         if count > depth:
             raise ValueError(f"interactions must be at most the {depth} layers of {type(self.backbone).__name__}, got {count}")
         self.groups = tuple(range(depth * i // count, depth * (i + 1) // count) for i in range(count))
-        self.prior = SpatialPrior(in_channels, spec["conv_width"], dim)
+        self.prior = SpatialPrior(self.in_channels, spec["conv_width"], dim)
         self.level_embed = nn.Parameter(torch.randn(3, dim))
         self.injectors = nn.ModuleList(Injector(dim, spec) for _ in range(count))
         self.extractors = nn.ModuleList(Extractor(dim, spec, drop_path_rate) for _ in range(count + spec["extra_extractors"]))
