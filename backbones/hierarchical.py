@@ -45,23 +45,15 @@ class HierarchicalBackbone(Pyramid):
             layers += steps
         self._finish(dims, STRIDES, stages, layers)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """The patch embedding; recomputed in the backward pass if `with_cp`."""
-        return self._run(self.patch_embed, x)
-
-    def downsample(self, index: int, x: Tensor) -> Tensor:
-        """The downsampling after stage `index`; recomputed in the backward pass if `with_cp`."""
-        return self._run(self.downsamples[index], x)
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> the maps chosen by `out_indices`; any H, W >= 1."""
         self._check_input(x)
         # Channels last from the start: every later map and its tokens are then views of each other, and no layer copies.
-        x = self.embed(x.contiguous(memory_format=torch.channels_last))
+        x = self._run(self.patch_embed, x.contiguous(memory_format=torch.channels_last))
         levels = []
         for i in range(self.out_indices[-1] + 1):
             if i:
-                x = self.downsample(i - 1, x)
+                x = self._run(self.downsamples[i - 1], x)
             grid = (x.shape[2], x.shape[3])
             tokens = to_tokens(x)
             for block in self.stages[i]:

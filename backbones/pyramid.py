@@ -12,7 +12,8 @@ the training resolution.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -212,9 +213,30 @@ class Pyramid(BaseModule):
 
     def _run(self, block: Callable[..., Tensor], *args: Any) -> Tensor:
         """`block(*args)`, recomputed in the backward pass if `with_cp`."""
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return block(*args)
+        if norms := _counting_norms(block):
+            return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(norms)))
+        return checkpoint(block, *args, use_reentrant=False)
 
     def _select(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(levels[i] for i in self.out_indices)
+
+
+def _counting_norms(block: Callable[..., Tensor]) -> list[_BatchNorm]:
+    """The batch norm layers of a block whose running statistics a forward pass would move."""
+    modules = block.modules() if isinstance(block, nn.Module) else ()
+    return [m for m in modules if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+
+
+@contextmanager
+def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Within it batch norm layers leave their running statistics: a recomputed forward pass is not a second batch."""
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -1,7 +1,6 @@
 """The three kinds of timm's networks that `TimmBackbone` builds, with their classifiers off, as backbones of ours."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +11,6 @@ from timm.models import FeatureListNet, ResNet, SwinTransformer, VisionTransform
 from timm.models.mambaout import MambaOut
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from .layers import LayerNorm2d, to_map, to_tokens
 from .plain import PlainBackbone
@@ -23,7 +20,7 @@ _SMALLEST_STRIDE = 4
 
 
 class _TimmWrapper:
-    """What the wrappers share, beside `Pyramid`: weight decay by timm's rule, and checkpointing that leaves batch norm alone."""
+    """What the wrappers share, beside `Pyramid`: weight decay by timm's rule."""
 
     def _remember_undecayed(self: Any, model: nn.Module) -> None:
         """Keep the names, as they are here, of the parameters that timm does not decay in `model`."""
@@ -34,25 +31,6 @@ class _TimmWrapper:
     def no_weight_decay(self) -> set[str]:
         """Dotted names of what timm does not decay: all vectors, and what timm's model lists (position embeddings and biases, tokens)."""
         return set(self._undecayed)
-
-    def _run(self: Any, block: nn.Module, *args: Any) -> Tensor:
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
-        return block(*args)
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within it batch norm layers that train leave their running statistics: a recomputed forward pass is not a second batch."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def _missing(size: int, multiple: int) -> int:

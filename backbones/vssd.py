@@ -104,6 +104,9 @@ class Downsample(nn.Module):
         )
         self.project = ConvLayer(8 * dim, 2 * dim, 1, norm=True, act=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.widen(x))
+
 
 class NCSSD(nn.Module):
     """The non-causal SSD mixer of the module's docstring: two matrix products over all tokens, in any order of them.
@@ -222,8 +225,7 @@ class VSSD(HierarchicalBackbone):
             is computed.
         frozen_stages: -1 nothing; 0 the stem; n also stage n with the downsampling before it and the norm of its level.
         norm_eval: keep the batch norms of stem and downsamplings in evaluation mode.
-        with_cp: recompute activations in the backward pass: of every block, and of the wide part of the downsamplings. What a batch norm
-            sees is not recomputed, because its running statistics would count every batch twice.
+        with_cp: recompute the activations of stem, blocks and downsamplings in the backward pass.
         init_cfg: MMEngine's initialisation config.
 
     Raises:
@@ -251,15 +253,6 @@ class VSSD(HierarchicalBackbone):
             self.stages.append(nn.ModuleList(blocks))
         self.apply(init_linear)
         self._finish_hierarchical(dims, out_norm=out_norm)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """The stem, never recomputed: its batch norms would count a batch twice."""
-        return self.patch_embed(x)
-
-    def downsample(self, index: int, x: Tensor) -> Tensor:
-        """As in the base class, but for the part with batch norm, which is not recomputed."""
-        down = self.downsamples[index]
-        return down.project(self._run(down.widen, x))
 
 
 # Official constructor argument -> the only value that has a counterpart here.
