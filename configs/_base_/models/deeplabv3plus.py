@@ -1,7 +1,7 @@
 """DeepLabV3+ (arXiv 1802.02611) with ResNet-50 at output stride 16: backbone and head are MMSegmentation's own, the values of its zoo.
 
-Without the auxiliary FCN head of MMSegmentation's configs, which no other model of ours has either. The family config names `num_classes`, the crop and,
-for other backbones, the channels.
+Without the auxiliary FCN head of MMSegmentation's configs, as the light models that it is compared with. The family config names
+`num_classes`, the crop and, for other backbones, the channels.
 """
 
 norm_cfg = dict(type="SyncBN", requires_grad=True)
