@@ -21,7 +21,7 @@ ARROWS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "engine": (set(), {"torch", "mmengine", "numpy"}, {"mmseg", "mmcv"}),
     "segmentation": ({"engine"}, {"torch", "mmengine", "mmseg", "mmcv", "numpy", "PIL", "cv2"}, set()),
     "classification": ({"engine"}, {"torch", "mmengine", "timm", "torchvision", "numpy", "PIL"}, set()),
-    "profiling": ({"kernels"}, {"torch", "fvcore", "matplotlib", "mmengine", "numpy"}, set()),
+    "profiling": ({"kernels", "engine"}, {"torch", "fvcore", "matplotlib", "mmengine", "numpy"}, set()),
 }
 TOOL_LINES = 150
 # Where a user's explicit word (never a default) turns the protection of torch.load off, and the test that shows what it protects from.
@@ -256,7 +256,7 @@ def test_a_wrong_arrow_is_found(tmp_path, file, text):
         ("segmentation/heads/x.py", "import mmseg\nfrom ...engine import errors\nfrom ..datasets import loading"),
         ("classification/x.py", "import timm\nfrom ..engine import errors"),
         ("engine/x.py", "def f():\n    import mmseg"),
-        ("profiling/x.py", "import fvcore\nfrom ..kernels.costs import FORMULAS"),
+        ("profiling/x.py", "import fvcore\nfrom ..engine import load_config\nfrom ..kernels.costs import FORMULAS"),
         ("tools/x.py", "import pandas\nfrom linescan.backbones import HybridBackbone"),
         ("tests/test_x.py", "from linescan.kernels.a import op"),
         ("configs/x.py", "custom_imports = dict(imports=['linescan.backbones'])"),
