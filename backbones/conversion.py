@@ -7,7 +7,6 @@ from. Position embeddings keep the grid of the file; loading resizes them to the
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,6 @@ from torch import Tensor, nn
 from .checkpoints import FAMILIES, CheckpointError, LoadReport, convert, narrow, read_checkpoint, strip_prefix
 from .names import choose
 from .registry import BACKBONES
-
-
-def archs_of(backbone: str) -> list[str]:
-    """Names of the architectures of a registered backbone, from the `ARCHS` beside its class."""
-    return list(getattr(sys.modules[BACKBONES.get(backbone).__module__], "ARCHS", ()))
 
 
 def convert_file(
@@ -62,7 +56,7 @@ def convert_file(
     if rules.backbone is None:
         raise ValueError(f"family {family!r} has no official layout to convert from; choose one of {', '.join(convertible())}")
     inside, outside = strip_prefix(read_checkpoint(source, key), prefix)
-    names = archs_of(rules.backbone)
+    names = BACKBONES.archs(rules.backbone)
     if arch is not None:
         choose(arch, dict.fromkeys(names), "arch")
         names = [arch]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .arguments import complete_arch, drop_path_rates
 from .layers import LayerContext, LayerNorm2d, init_conv, new_pos_embed, to_map, to_tokens
-from .mixers import CHANNEL_MIXERS, InvertedBottleneck, MixerChoice
+from .mixers import CHANNEL_MIXERS, MIXERS, InvertedBottleneck, MixerChoice
 from .pyramid import Pyramid
 from .registry import BACKBONES
 from .scans import resize_pos_embed
@@ -209,6 +209,8 @@ class HybridBackbone(Pyramid):
     Raises:
         ValueError, TypeError: an argument that does not fit; unknown names come with the near ones.
     """
+
+    MIXERS = MIXERS
 
     def __init__(
         self,

@@ -149,6 +149,10 @@ def TimmBackbone(
     return TimmPlain(model, **pyramid)
 
 
+# ViTamin is none: its first two stages are convolutions, as in `HybridBackbone`, whose attention twin is the baseline of that kind.
+TimmBackbone.TRANSFORMERS = tuple(name for name in ARCHS if name.startswith(("deit_", "deit3_", "swin_")))
+
+
 def _resolve(model_name: str) -> tuple[str, dict[str, Any]]:
     """timm's name and the arguments that this wrapper adds, for what the user wrote."""
     entry = ARCHS.get(model_name, model_name) if isinstance(model_name, str) else model_name

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from linescan.backbones.by_name import build, named_config
+from linescan.backbones import BACKBONES
 from linescan.backbones.layers import to_map, to_tokens
 from linescan.backbones.scans import resize_pos_embed
 
@@ -13,7 +13,7 @@ every_plain = pytest.mark.parametrize("name", ["vrwkv:test", "vrwkv6:test", "vim
 @every_plain
 def test_one_exported_graph_for_all_sizes(name):
     """Also for the size that the position embedding was made for: the graph must not depend on whether the two agree."""
-    model = build(named_config(name)).eval()
+    model = BACKBONES.build(BACKBONES.named_config(name)).eval()
     rows, columns = (16 * torch.export.Dim(axis, min=2, max=256) for axis in ("rows", "columns"))
     x = torch.randn(1, 3, 64, 64)
     exported = torch.export.export(model, (x,), dynamic_shapes=({2: rows, 3: columns},), strict=False).module()
@@ -30,7 +30,7 @@ def test_resizing_to_the_same_grid_changes_nothing():
 
 @every_plain
 def test_the_steps_are_the_forward_pass(name):
-    model = build(named_config(name)).eval()
+    model = BACKBONES.build(BACKBONES.named_config(name)).eval()
     x = torch.randn(2, 3, 50, 33)
     tokens, grid = model.embed(x)
     assert grid == (4, 3)

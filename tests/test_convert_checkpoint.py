@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from linescan.backbones import BACKBONES
 from linescan.backbones.checkpoints import FAMILIES, CheckpointError, load_checkpoint, read_checkpoint
-from linescan.backbones.conversion import archs_of, convert_file, convertible
+from linescan.backbones.conversion import convert_file, convertible
 
 TOOL = Path(__file__).resolve().parents[1] / "tools/convert_checkpoint.py"
 # Ours -> official, for one layer of the test network; the families' own tests write out every key.
@@ -65,7 +65,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 def test_every_published_family_names_its_backbone():
     assert convertible() == sorted(set(FAMILIES) - {"linescan"})
     for family in convertible():
-        assert "test" in archs_of(FAMILIES[family].backbone)
+        assert "test" in BACKBONES.archs(FAMILIES[family].backbone)
 
 
 def test_the_tool_converts_and_reports(tmp_path):

@@ -16,7 +16,8 @@ from linescan.engine.cli import run_tool
 with quiet_imports():
     import torch
 
-    from linescan.backbones.by_name import build, named_config
+    from linescan.backbones import BACKBONES
+    from linescan.backbones.by_name import build
     from linescan.profiling import count_macs, count_parameters, measure_throughput, measurement_row, peak_growth_mib, write_rows
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    configs = {name: named_config(name, args.options) for name in args.models}
+    configs = {name: BACKBONES.named_config(name, args.options) for name in args.models}
     rows, start = [], time.perf_counter()
     for done, size in enumerate(args.sizes, start=1):
         rows += measure(args, size, configs)
