@@ -2,7 +2,7 @@
 
 from .flops import MacCount, UncountedOperatorError, count_macs
 from .fvcore_handles import fvcore_handles
-from .memory import peak_growth_mib
+from .memory import peak_memory
 from .parameters import ParameterCount, count_parameters
 from .provenance import measurement_row, provenance, read_rows, write_rows
 from .throughput import Throughput, measure_throughput
@@ -17,7 +17,7 @@ __all__ = [
     "fvcore_handles",
     "measure_throughput",
     "measurement_row",
-    "peak_growth_mib",
+    "peak_memory",
     "provenance",
     "read_rows",
     "write_rows",

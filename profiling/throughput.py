@@ -4,17 +4,20 @@ The models take turns, one batch each, in an order that changes from round to ro
 them, so the ratios between them are steadier than the seconds.
 """
 
+import difflib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .steps import DTYPES, MODES, backend_flags, borrowed, check_condition, check_count, make_images, make_step, memory_errors
+
+__all__ = ["DTYPES", "MODES", "Spread", "Throughput", "interleave", "measure_throughput"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,10 @@ class Throughput:
         name: the model's name in the mapping.
         images_per_s: images per second, over the rounds.
         latency_ms: milliseconds per batch, over the rounds.
-        ratio: images per second divided by those of the first model, round by round, so 1 for the first.
-        batch, size, dtype, rounds: the condition; size is (height, width) in pixels.
+        ratio: images per second divided by those of `reference`, round by round, so 1 for a reference itself.
+        batch, size, dtype, rounds, mode, memory_format, tf32: the condition; size is (height, width) in pixels.
+        cudnn_benchmark: whether cuDNN chose its algorithms by trying them out in the first warm-up pass.
+        reference: name of the model that the ratio is against.
     """
 
     name: str
@@ -56,6 +61,11 @@ class Throughput:
     size: tuple[int, int]
     dtype: str
     rounds: int
+    mode: str
+    memory_format: str
+    tf32: bool
+    cudnn_benchmark: bool
+    reference: str
 
     def as_result(self) -> dict[str, Any]:
         """The numbers as plain data for `measurement_row(result=...)`."""
@@ -63,7 +73,8 @@ class Throughput:
 
     def as_condition(self) -> dict[str, Any]:
         """What was fixed, as plain data for `measurement_row(condition=...)`."""
-        return {"batch": self.batch, "size": list(self.size), "dtype": self.dtype, "rounds": self.rounds, "mode": "forward, evaluation"}
+        keys = ("batch", "dtype", "rounds", "mode", "memory_format", "tf32", "cudnn_benchmark", "reference")
+        return {"size": list(self.size), **{key: getattr(self, key) for key in keys}}
 
 
 def measure_throughput(
@@ -74,51 +85,70 @@ def measure_throughput(
     channels: int = 3,
     device: str | torch.device = "cpu",
     dtype: str = "fp32",
+    mode: str = "forward",
+    memory_format: str = "contiguous",
+    tf32: bool = False,
     rounds: int = 20,
     warmup: int = 3,
     max_seconds: float | None = None,
+    references: Mapping[str, str] | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> dict[str, Throughput]:
-    """Measures the forward speed in evaluation mode, the models interleaved; the first one is the reference of the ratios.
+    """Measures the speed of models, interleaved. They are given back as they came: device, weights, buffers, gradients, training mode.
 
     Args:
-        models: name -> model. They are moved to `device` and given back in the training mode that they came in.
+        models: name -> model.
         size: height and width in pixels, or one number for both.
-        batch: images per forward pass.
+        batch: images per pass.
         channels: of the input image.
         device: "cpu" or a CUDA device (timed by device events).
         dtype: "fp32", or "bf16" / "fp16" under autocast.
+        mode: "forward", in evaluation mode without gradients, or "training step": forward, backward and AdamW, see `steps.make_step`.
+        memory_format: "contiguous" or "channels_last", of the images and of the weights of convolutions.
+        tf32: a CUDA device multiplies float32 in TF32.
         rounds: measured passes per model, at least 1.
         warmup: passes per model before the first measured one.
         max_seconds: stop after the first full round past this time (at least one round is measured); None: no limit.
+        references: name -> name of the model that its ratio is against; the first model for every name that is left out.
+        progress: called after each pass, those of the warm-up included.
 
     Raises:
-        ValueError: for an empty mapping, an unknown dtype, or a size, batch, rounds or channels below 1.
+        ValueError: for an empty mapping, an unknown name, dtype, mode or memory format, a size, batch, rounds or channels below 1, or TF32
+            on a CPU.
         RuntimeError: the device is not present.
+        OutOfMemory: the models and one pass do not fit on the device.
     """
-    height_width = (size, size) if isinstance(size, int) else tuple(size)
-    device = torch.device(device)
-    _check(models, height_width, batch, channels, dtype, rounds, warmup, device)
-    x = torch.randn(batch, channels, *height_width, generator=torch.Generator().manual_seed(0)).to(device)
-    training = {name: model.training for name, model in models.items()}
-    autocast = torch.autocast(device.type, DTYPES[dtype]) if dtype != "fp32" else nullcontext()
-    try:
-        steps = {name: _forward(model.eval().to(device), x) for name, model in models.items()}
-        with torch.inference_mode(), autocast:
-            seconds = interleave(steps, rounds=rounds, warmup=warmup, max_seconds=max_seconds, device=device)
-    finally:
-        for name, model in models.items():
-            model.train(training[name])
-    reference = seconds[next(iter(models))]
+    shape, device = check_condition(size, batch, channels, device, dtype, mode, memory_format)
+    check_count("rounds", rounds)
+    check_count("warmup", warmup, 0)
+    if tf32 and device.type != "cuda":
+        raise ValueError(f"tf32 is a precision of CUDA devices, got tf32=True with device {device}")
+    against = _references(models, references or {})
+    benchmark = device.type == "cuda"
+    with memory_errors(device), ExitStack() as stack:
+        stack.enter_context(backend_flags(tf32=tf32, cudnn_benchmark=benchmark))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))  # events are recorded on the current device
+        for model in models.values():
+            stack.enter_context(borrowed(model, device=device, mode=mode, memory_format=memory_format))
+        x = make_images(shape, device, memory_format)
+        steps = {name: make_step(model, x, dtype=dtype, mode=mode) for name, model in models.items()}
+        seconds = interleave(steps, rounds=rounds, warmup=warmup, max_seconds=max_seconds, device=device, progress=progress)
     return {
         name: Throughput(
             name=name,
             images_per_s=Spread.of([batch / t for t in times]),
             latency_ms=Spread.of([1e3 * t for t in times]),
-            ratio=Spread.of([first / t for first, t in zip(reference, times, strict=True)]),
+            ratio=Spread.of([other / t for other, t in zip(seconds[against[name]], times, strict=True)]),
             batch=batch,
-            size=height_width,
+            size=shape[2:],
             dtype=dtype,
             rounds=len(times),
+            mode=mode,
+            memory_format=memory_format,
+            tf32=tf32,
+            cudnn_benchmark=benchmark,
+            reference=against[name],
         )
         for name, times in seconds.items()
     }
@@ -131,25 +161,40 @@ def interleave(
     warmup: int,
     max_seconds: float | None = None,
     device: torch.device | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each step in each round: name -> list of equal length. Odd rounds run the steps in reverse order."""
-    timed = _cuda_seconds if device is not None and device.type == "cuda" else _wall_seconds
+    clock = _cuda_seconds if device is not None and device.type == "cuda" else _wall_seconds
+
+    def timed(name: str) -> float:
+        taken = clock(steps[name])
+        if progress is not None:
+            progress()
+        return taken
+
     names = list(steps)
     for name in names:
         for _ in range(warmup):
-            timed(steps[name])
+            timed(name)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else reversed(names):
-            seconds[name].append(timed(steps[name]))
+            seconds[name].append(timed(name))
         if max_seconds is not None and time.perf_counter() - start > max_seconds:
             break
     return seconds
 
 
-def _forward(model: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
-    return lambda: model(x)
+def _references(models: Mapping[str, nn.Module], references: Mapping[str, str]) -> dict[str, str]:
+    """Name -> name of its reference, for every model."""
+    if not models:
+        raise ValueError("models must name at least one model, got an empty mapping")
+    for name in (*references, *references.values()):
+        if name not in models:
+            near = difflib.get_close_matches(name, models, n=3) or list(models)
+            raise ValueError(f"references must name models that are measured, got {name!r}; did you mean {', '.join(map(repr, near))}?")
+    return {name: references.get(name, next(iter(models))) for name in models}
 
 
 def _wall_seconds(step: Callable[[], Any]) -> float:
@@ -166,33 +211,3 @@ def _cuda_seconds(step: Callable[[], Any]) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
-
-
-def _check(
-    models: Mapping[str, nn.Module],
-    size: tuple[int, ...],
-    batch: int,
-    channels: int,
-    dtype: str,
-    rounds: int,
-    warmup: int,
-    device: torch.device,
-) -> None:
-    if not models:
-        raise ValueError("models must name at least one model, got an empty mapping")
-    if len(size) != 2:
-        raise ValueError(f"size must be one number or (height, width) in pixels, got {size}")
-    for name, value, least in (
-        ("height", size[0], 1),
-        ("width", size[1], 1),
-        ("batch", batch, 1),
-        ("channels", channels, 1),
-        ("rounds", rounds, 1),
-        ("warmup", warmup, 0),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"device {device} is not present: this PyTorch sees no CUDA device")

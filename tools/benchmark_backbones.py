@@ -18,7 +18,7 @@ with quiet_imports():
 
     from linescan.backbones import BACKBONES
     from linescan.backbones.by_name import build
-    from linescan.profiling import count_macs, count_parameters, measure_throughput, measurement_row, peak_growth_mib, write_rows
+    from linescan.profiling import count_macs, count_parameters, measure_throughput, measurement_row, peak_memory, write_rows
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +49,7 @@ def measure(args: argparse.Namespace, size: int, configs: dict[str, dict]) -> li
         counts = {"parameters": count_parameters(models[name]).total, "macs": cost.macs, "scan_ops": cost.scan_ops}
         result = {**counts, **speed.as_result()}
         if not args.no_memory and torch.device(args.device).type == "cpu":
-            result |= peak_growth_mib(build, configs[name], size, args.batch)
+            result |= peak_memory(build, configs[name], size, args.batch)
         condition = {**speed.as_condition(), "options": dict(args.options or {})}
         rows.append(measurement_row("backbone", name, condition=condition, result=result, device=args.device))
         memory = f"  peak +{result['peak_growth_mib']:.0f} MiB" if "peak_growth_mib" in result else ""
