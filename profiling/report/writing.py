@@ -1,0 +1,72 @@
+"""A folder with the report: Markdown, one HTML file, and each plot as a picture."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import bars, plots
+from .data import Report, Row
+from .markdown import document
+from .page import page
+from .style import png
+from .text import listed, one_line
+
+_BAND = "bands: 20th to 80th percentile; the slope is the exponent of the number of pixels, 1 is linear, 2 quadratic"
+FIGURES = {
+    "latency": (plots.latency, f"Latency against image size, both logarithmic ({_BAND})."),
+    "memory": (plots.memory, "Peak memory against image size, both logarithmic; the slope is the exponent of the number of pixels."),
+    "accuracy_latency": (
+        plots.accuracy_latency,
+        "Accuracy against measured latency; no model is both faster and more accurate than one on the Pareto front.",
+    ),
+    "operators": (bars.operators, "Time by operator, each panel with its own scale."),
+    "macs": (bars.macs, "Multiply-adds by kind of operator; the element operations of scans are not among them."),
+    "activations": (bars.activations, "What a training step keeps of one image for the backward pass, by stage."),
+    "parameters": (bars.parameters, "Parameters by type of module."),
+}
+
+
+def write_report(rows: Sequence[Row], folder: str | os.PathLike[str], *, title: str | None = None) -> list[Path]:
+    """Writes report.md, report.html and a PNG of each plot that the rows allow.
+
+    Each file is written whole or not at all. A plot of an earlier report in the same folder that these rows do not allow is removed, since
+    it would show other measurements than the text beside it.
+
+    Args:
+        rows: as `linescan.profiling.read_rows` gives them; kinds that are no part of a profile are passed over and named.
+        folder: is made where it does not exist.
+        title: of the report; default: the names of the first models.
+
+    Returns:
+        The files, in the order report.md, report.html, plots.
+
+    Raises:
+        ValueError: no rows, rows of another schema, or rows that lack what their kind must have.
+    """
+    report = Report(rows)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    title = title or default_title(report)
+    pictures = {name: (caption, png(figure)) for name, (draw, caption) in FIGURES.items() if (figure := draw(report)) is not None}
+    captions = {name: caption for name, (caption, _) in pictures.items()}
+    content = {"report.md": document(report, title=title, figures=captions).encode()}
+    content["report.html"] = page(report, title=title, figures=pictures).encode()
+    content |= {f"{name}.png": picture for name, (_, picture) in pictures.items()}
+    for name in FIGURES.keys() - pictures.keys():
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    return [_write(folder / name, data) for name, data in content.items()]
+
+
+def default_title(report: Report) -> str:
+    """ "Profile of A, B and 4 more models"."""
+    models = [one_line(name) for name in report.ordered if report.role(name) == "model"]
+    more = [f"{len(models) - 3} more models"] if len(models) > 3 else []
+    return f"Profile of {listed(models[:3] + more)}" if models else "Profile"
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """A reader sees the old file or the new one, never half of one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+    return path
