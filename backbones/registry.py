@@ -182,6 +182,10 @@ class BackboneRegistry(Registry):
         scope, name = self.split_scope_key(kind)
         return name if scope == self.scope and name in self.names() else None
 
+    def module_of(self, backbone: str) -> str:
+        """The module whose import registers it, for a backbone of this name."""
+        return self._factory(backbone).__module__
+
     def archs(self, backbone: str) -> list[str]:
         """Names of the architectures that the backbone registered as `backbone` tells."""
         return list(self._told(backbone, "ARCHS"))
@@ -191,10 +195,8 @@ class BackboneRegistry(Registry):
         return list(self._told(backbone, "MIXERS")) if "mixer" in self._arguments(backbone)[0] else []
 
     def transformers(self) -> list[str]:
-        """Names `family:arch` of all registered plain transformers, sorted."""
-        return sorted(
-            f"{family}:{arch}" for family, name in self.families().items() for arch in getattr(self._factory(name), "TRANSFORMERS", ())
-        )
+        """Names `family:arch` of all registered plain transformers, family by family, each in the order in which it tells them."""
+        return [f"{family}:{arch}" for family, name in self.families().items() for arch in getattr(self._factory(name), "TRANSFORMERS", ())]
 
     def is_transformer(self, config: Mapping[str, Any]) -> bool:
         """Whether a backbone's config is that of a registered transformer."""

@@ -3,7 +3,7 @@
 from .amp import MixedPrecisionOptimWrapper
 from .api import build_runner, run_test, run_train
 from .checkpoints import AtomicCheckpointHook, check_weights, read_checkpoint, write_text
-from .config import load_config, use_tta
+from .config import load_config, metrics_of, use_tta
 from .errors import CheckpointError, ConfigError, LinescanError, NonFiniteLossError
 from .guards import FiniteLossHook
 from .loops import ReplayEpochLoop, ReplayIterLoop
@@ -32,6 +32,7 @@ __all__ = [
     "build_runner",
     "check_weights",
     "load_config",
+    "metrics_of",
     "parameter_groups",
     "quiet_imports",
     "read_checkpoint",

@@ -1,5 +1,6 @@
 """From a config file and command-line options to the config that runs."""
 
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,9 @@ def use_tta(cfg: Config) -> None:
         dataset = dataset.dataset
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def metrics_of(cfg: Config, types: Collection[str]) -> list[ConfigDict]:
+    """The configs of the test metrics whose class has one of these names, whatever its scope."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    return [metric for metric in evaluators if metric["type"].rsplit(".", 1)[-1] in types]

@@ -9,7 +9,7 @@ if "--trust-checkpoint" not in sys.argv:
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from linescan.engine import ConfigError, load_config, run_test, use_tta
+from linescan.engine import ConfigError, load_config, metrics_of, run_test, use_tta
 from linescan.engine.cli import run_tool
 
 IOU_METRICS = ("IoUMetric", "PerClassIoUMetric")
@@ -38,12 +38,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
-
-
-def metrics_of(cfg: Config, types: tuple[str, ...]) -> list[ConfigDict]:
-    """The configs of the test metrics of these types."""
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    return [metric for metric in evaluators if metric["type"].rsplit(".", 1)[-1] in types]
 
 
 def write_predictions(cfg: Config, out: str) -> None:
