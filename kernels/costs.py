@@ -99,6 +99,16 @@ FORMULAS: dict[str, Callable[[Shapes], int]] = {
 }
 
 
+# What a reader of a count is told about the scans in it. Operators that only move elements count as zero.
+SCAN_CONVENTIONS: dict[str, str] = {
+    "linescan::bi_wkv": "29 B T C (Vision-RWKV)",
+    "linescan::bi_wkv6": "10 B T H D^2, the recurrence as it is defined",
+    "linescan::selective_scan": "9 B L D N + B L D for the skip connection, + B L D for a gate (Mamba)",
+    "linescan::cross_selective_scan": "9 B L D N + B L D for the skip connection (Mamba), in each of 4 directions",
+    "linescan::ssd": "5 B T H P N + B T H P, + 2 B T H P each for skip connection and gate, the recurrence as it is defined",
+}
+
+
 def register(name: str, packet: torch._ops.OpOverloadPacket) -> None:
     """Makes torch.utils.flop_counter count operator `name` (a key of FORMULAS)."""
     formula = FORMULAS[name]

@@ -1,31 +1,25 @@
 """Multiply-adds of a model at one input size, complete or not at all.
 
-The model runs once on the meta device: shapes are computed, numbers are not, so any resolution costs a fraction of a second and no memory.
+The model runs once for its shapes (`dry_run`): no number is computed, so any resolution costs a fraction of a second and no memory.
 Every ATen operator below the modules is seen, and one that computes something and has no formula is an error. Each count is checked against
 `torch.utils.flop_counter`, which works the same way but passes over what it does not know. (fvcore traces with TorchScript, which needs
 real numbers: a second opinion at small sizes, see `fvcore_handles`.)
 """
 
-import copy
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..kernels.costs import FORMULAS as SCAN_FORMULAS
-from .formulas import MAC_FORMULAS, is_uncounted, operator_name
-
-# What torch.utils.flop_counter has formulas for; it does not know products with a vector.
-_KNOWN_TO_TORCH = frozenset({"aten::convolution", "aten::_convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+from .counter import OperatorCall, OperatorCounter, counter_for
+from .dry_run import dry_run
+from .formulas import MAC_FORMULAS
 
 
 class UncountedOperatorError(RuntimeError):
@@ -38,27 +32,44 @@ class MacCount:
 
     Attributes:
         input_shape: shape of the input tensor, batch included.
+        dtype: "fp32", or "bf16" / "fp16" under autocast.
         macs: multiply-adds of convolutions, linear layers and matrix products (attention included); 1 MAC = 2 FLOPs.
         scan_ops: element operations inside scan operators (`linescan.kernels.costs`), which are no matrix products and not part of `macs`.
+        norm_ops: element operations of normalisation as fvcore counts them (`formulas.norm_ops`), no part of `macs` either.
         by_module: qualified module name ("" is the model itself) -> MACs of the operators that this module calls itself, without its
             children's.
         by_operator: kind of operator (conv, linear, attention, matmul, or the name of a custom operator) -> MACs.
         scan_ops_by_operator: name of a scan operator -> element operations.
         uncounted: operators that ran and cost no MACs by convention (normalisation, activations, resampling ...) -> number of calls.
+        calls: what ran, in order, views left out.
+        input_bytes: memory of the input.
+        peak_live_bytes: the most memory that results took at one time, weights and input not included. What eager PyTorch holds: a result
+            that no one needs any more is freed. Workspaces inside operators are not seen. Under autocast it holds the cast weights, which
+            autocast keeps.
     """
 
     input_shape: tuple[int, ...]
+    dtype: str
     macs: int
     scan_ops: int
+    norm_ops: int
     by_module: dict[str, int]
     by_operator: dict[str, int]
     scan_ops_by_operator: dict[str, int]
     uncounted: dict[str, int]
+    calls: tuple[OperatorCall, ...]
+    input_bytes: int
+    peak_live_bytes: int
 
     @property
     def flops(self) -> int:
         """Floating-point operations of the counted operators, 2 per MAC; those of scans are in `scan_ops`."""
         return 2 * self.macs
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that the calls read and write, each call for itself: tensor arguments and results once each, at their dtypes."""
+        return sum(call.bytes_moved for call in self.calls)
 
     def by_stage(self, depth: int = 1) -> dict[str, int]:
         """MACs by the first `depth` parts of the module names, in order of execution; the values add up to `macs`."""
@@ -76,6 +87,7 @@ def count_macs(
     *,
     formulas: Mapping[str, Callable[[tuple[Any, ...], Any], int]] | None = None,
     device: str = "meta",
+    dtype: str = "fp32",
 ) -> MacCount:
     """Counts the multiply-adds of `model(x)` for x of `input_shape`, in evaluation mode; the model is not changed.
 
@@ -85,64 +97,56 @@ def count_macs(
         input_shape: (B, C, H, W), or whatever the model takes as its one tensor.
         formulas: MACs of further operators, `"namespace::name" -> formula(arguments, result)`; see `linescan.profiling.formulas`.
         device: "meta" computes shapes only. A model whose control flow depends on values needs "cpu", where it really runs.
+        dtype: "fp32", or "bf16" / "fp16" under autocast as a CUDA device casts (on "cpu", as that casts): the same MACs, other bytes. The
+            cast weights are those of an earlier pass, as they are when passes are repeated inside one autocast context.
 
     Raises:
-        TypeError, ValueError: for a shape that is not a sequence of positive integers.
+        TypeError, ValueError: for a shape that is not a sequence of positive integers, or an unknown dtype.
         UncountedOperatorError: names each operator that has neither a formula nor a place in the list of operators that cost nothing.
         RuntimeError: the count of `torch.utils.flop_counter` is different.
     """
-    shape = _checked_shape(input_shape)
-    copied = _without_sync_batchnorm(_copy_to(model, device)).eval()
-    x = torch.empty(shape, device=device) if device == "meta" else torch.zeros(shape, device=device)
-    counter = _Counter({**MAC_FORMULAS, **{name: (name, formula) for name, formula in (formulas or {}).items()}})
+    known = {**MAC_FORMULAS, **{name: (name, formula) for name, formula in (formulas or {}).items()}}
     reference = FlopCounterMode(display=False)
-    # The mathematical form of attention is made of matrix products, which both counters know on every device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _plain_modules(), reference, _attention_label(counter), counter.following(copied):
-        copied(x)
-    counter.raise_if_unknown(model)
-    count = counter.result(shape)
+    with dry_run(model, input_shape, dtype=dtype, device=device) as (copied, x):
+        counter = counter_for(copied, x, known)
+        # The mathematical form of attention is made of matrix products, which both counters know on every device.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            if dtype != "fp32":
+                with counter:
+                    copied(x)
+                counter.restart()
+            with reference, counter.following(copied):
+                copied(x)
+    _raise_if_unknown(counter, model)
+    count = _result(counter, tuple(input_shape), dtype)
     _cross_check(count, reference, known=counter.macs_known_to_torch)
     return count
 
 
-def _checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(input_shape, str | bytes) or not isinstance(input_shape, Sequence):
-        raise TypeError(f"input_shape must be a sequence of integers like (1, 3, 224, 224), got {input_shape!r}")
-    if not input_shape or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in input_shape):
-        raise ValueError(f"input_shape must hold positive integers like (1, 3, 224, 224), got {tuple(input_shape)!r}")
-    return tuple(input_shape)
+def _raise_if_unknown(counter: OperatorCounter, model: nn.Module) -> None:
+    if counter.unknown:
+        names = ", ".join(f"{name} x{calls}" for name, calls in sorted(counter.unknown.items()))
+        raise UncountedOperatorError(
+            f"no MAC formula for {names} of {type(model).__name__}; the count would be too small. Give one as "
+            "count_macs(..., formulas={'namespace::name': lambda args, result: macs}), or 0 for an operator without multiply-adds"
+        )
 
 
-def _copy_to(model: nn.Module, device: str) -> nn.Module:
-    """A copy of the model whose tensors lie on `device`; on "meta" no number is copied."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        plain = (value for value in vars(module).values() if isinstance(value, Tensor))
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *plain):
-            if tensor is not None and id(tensor) not in memo:
-                moved = torch.empty_like(tensor, device=device) if device == "meta" else tensor.detach().to(device, copy=True)
-                memo[id(tensor)] = nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
-    return copy.deepcopy(model, memo)
-
-
-def _without_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Synchronised batch norm needs a process group on a GPU; the plain one costs the same."""
-    if not any("SyncBatchNorm" in type(module).__name__ for module in model.modules()):
-        return model
-    from mmengine.model import revert_sync_batchnorm
-
-    return revert_sync_batchnorm(model)
-
-
-@contextmanager
-def _plain_modules() -> Iterator[None]:
-    """Switches off the fused inference path of nn.TransformerEncoderLayer, one opaque operator without a formula."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+def _result(counter: OperatorCounter, shape: tuple[int, ...], dtype: str) -> MacCount:
+    return MacCount(
+        input_shape=shape,
+        dtype=dtype,
+        macs=sum(counter.by_operator.values()),
+        scan_ops=sum(counter.scan_ops.values()),
+        norm_ops=counter.norm_ops,
+        by_module=dict(counter.by_module),
+        by_operator=dict(counter.by_operator),
+        scan_ops_by_operator=dict(counter.scan_ops),
+        uncounted=dict(counter.uncounted),
+        calls=tuple(counter.calls),
+        input_bytes=4 * math.prod(shape),
+        peak_live_bytes=counter.live.peak,
+    )
 
 
 def _cross_check(count: MacCount, reference: FlopCounterMode, *, known: int) -> None:
@@ -153,101 +157,4 @@ def _cross_check(count: MacCount, reference: FlopCounterMode, *, known: int) -> 
         raise RuntimeError(
             f"the formulas of linescan give {known} MACs at input {count.input_shape}, torch.utils.flop_counter {torch_macs}: "
             "one of them is wrong, so neither is reported"
-        )
-
-
-class _attention_label(TorchFunctionMode):
-    """Files the matrix products inside scaled_dot_product_attention under "attention"."""
-
-    def __init__(self, counter: "_Counter"):
-        super().__init__()
-        self.counter = counter
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is not scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        self.counter.inside_attention = True
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            self.counter.inside_attention = False
-
-
-class _Counter(TorchDispatchMode):
-    """Sees every ATen operator, and knows which module called it."""
-
-    def __init__(self, formulas: Mapping[str, tuple[str, Callable[[tuple[Any, ...], Any], int]]]):
-        super().__init__()
-        self.formulas = formulas
-        self.inside_attention = False
-        self.macs_known_to_torch = 0
-        self.by_module: Counter[str] = Counter()
-        self.by_operator: Counter[str] = Counter()
-        self.scan_ops: Counter[str] = Counter()
-        self.uncounted: Counter[str] = Counter()
-        self.unknown: Counter[str] = Counter()
-        self._callers = [""]
-
-    @contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
-        """Counts what runs inside the block, and attributes it to the innermost module that is running."""
-        names = {module: name for name, module in model.named_modules()}
-
-        def enter(module: nn.Module, args: Any) -> None:
-            self._callers.append(names[module])
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._callers.pop()
-
-        hooks = [hook for module in names for hook in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))]
-        try:
-            with self:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = operator_name(func)
-        if name not in self.formulas and name not in SCAN_FORMULAS and not is_uncounted(func):
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        result = func(*args, **kwargs)
-        self._count(func, name, args, result)
-        return result
-
-    def _count(self, func: torch._ops.OpOverload, name: str, args: tuple[Any, ...], result: Any) -> None:
-        if name in self.formulas:
-            kind, formula = self.formulas[name]
-            macs = int(formula(args, result))
-            self.by_module[self._callers[-1]] += macs
-            self.by_operator["attention" if self.inside_attention else kind] += macs
-            self.macs_known_to_torch += macs * (name in _KNOWN_TO_TORCH)
-        elif name in SCAN_FORMULAS:
-            self.scan_ops[name] += SCAN_FORMULAS[name]([tuple(arg.shape) for arg in args if isinstance(arg, Tensor)])
-        elif is_uncounted(func):
-            self.uncounted[name] += 1
-        else:
-            self.unknown[f"{name} (in module {self._callers[-1] or 'at the top'!r})"] += 1
-
-    def raise_if_unknown(self, model: nn.Module) -> None:
-        if self.unknown:
-            names = ", ".join(f"{name} x{calls}" for name, calls in sorted(self.unknown.items()))
-            raise UncountedOperatorError(
-                f"no MAC formula for {names} of {type(model).__name__}; the count would be too small. Give one as "
-                "count_macs(..., formulas={'namespace::name': lambda args, result: macs}), or 0 for an operator without multiply-adds"
-            )
-
-    def result(self, shape: tuple[int, ...]) -> MacCount:
-        return MacCount(
-            input_shape=shape,
-            macs=sum(self.by_operator.values()),
-            scan_ops=sum(self.scan_ops.values()),
-            by_module=dict(self.by_module),
-            by_operator=dict(self.by_operator),
-            scan_ops_by_operator=dict(self.scan_ops),
-            uncounted=dict(self.uncounted),
         )

@@ -37,7 +37,7 @@ def fvcore_handles(*, scans: bool = False) -> dict[str, Callable[[list[Any], lis
     """
     handles: dict[str, Callable[[list[Any], list[Any]], int]] = {f"aten::{name}": _zero for name in _NOT_COUNTED}
     handles["aten::scaled_dot_product_attention"] = _attention
-    handles["aten::matmul"] = _matmul
+    handles |= {"aten::matmul": _matmul, "aten::mv": _matmul, "aten::dot": _matmul, "aten::einsum": _einsum}
     for name, formula in SCAN_FORMULAS.items():
         handles[name] = _scan(formula) if scans else _zero
     return handles
@@ -63,5 +63,25 @@ def _matmul(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
-def _scan(formula: Callable[[list[list[int]]], int]) -> Callable[[list[Any], list[Any]], int]:
-    return lambda inputs, outputs: formula([shape for shape in map(_shape, inputs) if shape is not None])
+def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+    """Two factors that share a summed index: every index once. fvcore's own handle reads numpy's report, which is rounded to 4 digits.
+
+    Raises:
+        NotImplementedError: more than two factors, whose order of contraction PyTorch chooses.
+    """
+    equation = inputs[0].toIValue().replace(" ", "")
+    shapes = [_shape(factor) for factor in inputs[1].node().inputs()]
+    factors, _, result = equation.partition("->")
+    names = factors.split(",")
+    if len(names) != 2 or "->" not in equation or "." in equation:
+        raise NotImplementedError(f"einsum is counted for two factors and named indices, such as 'bct,bdt->bcd', got {equation!r}")
+    sizes = {name: size for letters, shape in zip(names, shapes, strict=True) for name, size in zip(letters, shape, strict=True)}
+    shared = set(names[0]) & set(names[1])
+    if shared <= set(result):
+        return 0  # nothing is summed over both factors: an element-wise product
+    return prod(sizes[name] for name in shared | set(result))
+
+
+def _scan(formula: Callable[[list[list[int] | None]], int]) -> Callable[[list[Any], list[Any]], int]:
+    """A tensor that is not given keeps its place as None: formulas find the others by theirs."""
+    return lambda inputs, outputs: formula([_shape(value) for value in inputs])
