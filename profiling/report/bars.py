@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from .data import Report, setting_of, size_of
 from .sections import MIB
-from .style import category_colours, looks, new_figure, plain
+from .style import category_colours, in_usual_order, looks, new_figure, plain
 from .text import one_line, significant, size_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def _stacked(report: Report, panels: Mapping[str, Bars], label: str, unit: str) 
     rows = -(-len(panels) // columns)
     bars = max(len(values) for values in panels.values())
     legend_rows = -(-len(parts) // (3 * columns))
-    figure = new_figure(6.6 * columns, rows * (0.95 + 0.34 * bars) + 0.22 * legend_rows + 0.2)
+    wide = 4.4 + 0.06 * max(len(style[name].label) for values in panels.values() for name in values)
+    figure = new_figure(wide * columns, rows * (0.95 + 0.34 * bars) + 0.22 * legend_rows + 0.2)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, values) in zip(grid, panels.items(), strict=False):
         _draw_bars(axes, {name: values[name] for name in report.sorted(values)}, parts, colours, unit)
@@ -82,17 +83,15 @@ def _stacked(report: Report, panels: Mapping[str, Bars], label: str, unit: str) 
 
 
 def _largest_parts(panels: Mapping[str, Bars]) -> list[str]:
-    """The parts that get a colour: the largest by their share of a bar, in the order met; the others are drawn as one."""
+    """The parts that get a colour: the largest by their share of a bar, categories in their usual order; the others are drawn as one."""
     share: dict[str, float] = {}
     for bars in panels.values():
         for values in bars.values():
             total = sum(values.values()) or 1
             for part, value in values.items():
                 share[part] = max(share.get(part, 0), value / total)
-    if len(share) <= MOST:
-        return list(share)
-    kept = sorted(share, key=lambda part: -share[part])[: MOST - 1]
-    return [*(part for part in share if part in kept), REST]
+    kept = sorted(share, key=lambda part: -share[part])[: MOST if len(share) <= MOST else MOST - 1]
+    return in_usual_order(part for part in share if part in kept) + ([REST] if len(share) > MOST else [])
 
 
 def _draw_bars(axes: "Axes", bars: Bars, parts: Sequence[str], colours: Mapping[str, str], unit: str) -> None:
@@ -104,14 +103,14 @@ def _draw_bars(axes: "Axes", bars: Bars, parts: Sequence[str], colours: Mapping[
             shown[REST] = total - sum(shown.values())
         for part, value in shown.items():
             axes.barh(place, value, left=left, height=0.72, color=colours[part], edgecolor="white", linewidth=0.5)
-            if value > 0.075 * longest:
+            if value > 0.1 * longest:
                 dark = _is_dark(colours[part])
                 share = f"{100 * value / total:.0f} %"
                 axes.text(left + value / 2, place, share, ha="center", va="center", fontsize=7, color="white" if dark else "black")
             left += value
         axes.text(left + 0.012 * longest, place, f"{significant(total)} {unit}", va="center", fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.22 * longest)
+    axes.set_xlim(0, 1.3 * longest)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 

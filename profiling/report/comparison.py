@@ -1,6 +1,8 @@
 """What changed between two runs, with the noise of their measurements taken into account.
 
-Rows are matched by kind, name and condition; the number of rounds is no part of it. The rule for latency and ratios:
+Rows are matched by kind, name and condition, without what does not change the quantity: rounds, reference, the reason why a baseline was
+chosen. A measurement that failed in one run says less about its condition, so it is matched by size, batch, dtype and mode alone. Ratios
+are compared where both runs took them against the same model. The rule for latency and ratios:
 
 - Relative change = after / before - 1 of the medians.
 - A change is noise where the intervals from the 20th to the 80th percentile of both runs overlap: passes of both runs took the same time.
@@ -29,9 +31,11 @@ MEMORY_TOLERANCE = 0.02
 # An evaluation repeats to rounding: one pixel in ten thousand.
 ACCURACY_TOLERANCE = 0.01
 SAME, NOISE, UNKNOWN = "same", "no change beyond noise", "unknown: no spread"
+# Parts of a condition that no quantity depends on.
+_ASIDE = {"rounds", "reference", "role", "of", "reason", "source", "rows", "peaks", "step"}
+_CORE = ("size", "batch", "dtype", "mode", "largest_batch")
 _COUNTS = {"model": ("parameters", "trainable", "live"), "cost": ("macs", "scan_ops", "bytes_moved")}
 _ESTIMATES = {"projection": ("latency_ms", "peak_mib")}
-_SPREADS = {"speed": ("latency_ms", "ratio")}
 _BETTER = {"latency_ms": ("faster", "slower"), "ratio": ("higher ratio", "lower ratio")}
 
 
@@ -42,8 +46,8 @@ class Change:
     Attributes:
         kind: kind of the rows; "provenance" for a difference of the conditions themselves, which makes it no comparison of code.
         name: the model; for "provenance", what differs (device, threads, torch, dtype ...).
-        condition: of the rows, without the rounds.
-        quantity: key of the result, "error", or "row" for a row that only one run has.
+        condition: of the rows, without the parts that they are not matched by.
+        quantity: key of the result, "error", or "row" for a measurement that only one run has.
         before, after: the numbers (medians), or texts; None where a run has none.
         change: after / before - 1, None where there is none.
         noise: the relative change below which nothing is concluded, None for what is exact.
@@ -73,17 +77,22 @@ def compare_rows(before: Iterable[Row], after: Iterable[Row]) -> list[Change]:
     """
     runs = [_checked(rows, which) for rows, which in ((before, "before"), (after, "after"))]
     old, new = ({_key(row): row for row in rows if row["kind"] != "operators"} for rows in runs)
+    partners = {key: key for key in old if key in new}
+    partners |= _failed_partners({k: r for k, r in old.items() if k not in new}, {k: r for k, r in new.items() if k not in old})
     changes = _environment(*runs)
     for key, row in old.items():
-        changes += _pair(row, new[key]) if key in new else [_single(row, "only before")]
-    return changes + [_single(row, "only after") for key, row in new.items() if key not in old]
+        changes += _pair(row, new[partners[key]]) if key in partners else [_single(row, before=True)]
+    return changes + [_single(row, before=False) for key, row in new.items() if key not in partners.values()]
 
 
 def _checked(rows: Iterable[Row], which: str) -> list[Row]:
+    """The rows that a report knows; one of kind "error" is filed under the kind that failed."""
     try:
-        return Report(rows).of_kind(*KINDS)
+        found = Report(rows).of_kind(*KINDS)
     except ValueError as error:
         raise ValueError(f"{which}: {error}") from error
+    step = [row["condition"].get("step") if row["kind"] == "error" else None for row in found]
+    return [{**row, "kind": kind} if kind in KINDS else row for row, kind in zip(found, step, strict=True)]
 
 
 def _key(row: Row) -> str:
@@ -91,7 +100,20 @@ def _key(row: Row) -> str:
 
 
 def _condition(row: Row) -> dict[str, Any]:
-    return {key: value for key, value in row["condition"].items() if key != "rounds"}
+    return {key: value for key, value in row["condition"].items() if key not in _ASIDE}
+
+
+def _failed_partners(old: Mapping[str, Row], new: Mapping[str, Row]) -> dict[str, str]:
+    """Key before -> key after, of rows without an exact partner, one of them an error, that agree in what an error tells of its setting."""
+
+    def core(row: Row) -> str:
+        batch = {"batch": None} if row["condition"].get("largest_batch") else {}
+        values = {key: row["condition"].get(key) or None for key in _CORE} | batch
+        return json.dumps([row["kind"], row["name"], values], sort_keys=True, default=str)
+
+    by_core = {core(row): key for key, row in new.items()}
+    pairs = {key: by_core[core(row)] for key, row in old.items() if core(row) in by_core}
+    return {a: b for a, b in pairs.items() if "error" in old[a]["result"] or "error" in new[b]["result"]}
 
 
 def _environment(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
@@ -115,10 +137,12 @@ def _environment(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
     return found
 
 
-def _single(row: Row, verdict: str) -> Change:
-    text = row["result"].get("error") or "measured"
-    before, after = (text, None) if verdict == "only before" else (None, text)
-    return Change(row["kind"], row["name"], _condition(row), "row", before, after, None, None, verdict)
+def _single(row: Row, *, before: bool) -> Change:
+    """A row that only one run has; an error alone appeared or vanished with what it was about."""
+    error = row["result"].get("error")
+    verdict = ("error vanished" if before else "error appeared") if error else ("only before" if before else "only after")
+    texts = (error or "measured", None) if before else (None, error or "measured")
+    return _change(row, "error" if error else "row", *texts, None, None, verdict)
 
 
 def _pair(old: Row, new: Row) -> list[Change]:
@@ -131,8 +155,11 @@ def _pair(old: Row, new: Row) -> list[Change]:
     a, b = old["result"], new["result"]
     changes = [_exact(old, key, a[key], b[key]) for key in _COUNTS.get(kind, ()) if _numbers(a.get(key), b.get(key))]
     changes += [_exact(old, key, a[key], b[key], rounding=1e-9) for key in _ESTIMATES.get(kind, ()) if _numbers(a.get(key), b.get(key))]
-    itself = old["condition"].get("reference") in (None, old["name"])
-    changes += [_noisy(old, key, a[key], b[key]) for key in _SPREADS.get(kind, ()) if not (key == "ratio" and itself)]
+    if kind == "speed":
+        changes.append(_noisy(old, "latency_ms", a["latency_ms"], b["latency_ms"]))
+        references = [row["condition"].get("reference") for row in (old, new)]
+        if references[0] == references[1] != old["name"] and "ratio" in a and "ratio" in b:
+            changes.append(_noisy(old, "ratio", a["ratio"], b["ratio"]))
     if kind == "memory":
         changes.append(_memory(old, a["peak_mib"], b["peak_mib"]))
     if kind == "accuracy":

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from .comparison import ACCURACY_TOLERANCE, MEMORY_TOLERANCE, MEMORY_TOLERANCE_MIB, NOISE, SAME, UNKNOWN, Change
+from .comparison import ACCURACY_TOLERANCE, MEMORY_TOLERANCE, MEMORY_TOLERANCE_MIB, NOISE, SAME, Change
 from .markdown import escaped, table_text
 from .sections import Cell, Table
 from .terminal import WIDTH, aligned, wrapped
@@ -70,7 +70,7 @@ def _counted(changes: list[Change]) -> str:
     verdicts = Counter(change.verdict for change in changes if change.kind != "provenance")
     if not verdicts:
         return "Nothing to compare."
-    quiet = sum(verdicts[verdict] for verdict in (SAME, NOISE, UNKNOWN))
+    quiet = sum(verdicts[verdict] for verdict in (SAME, NOISE))
     words = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     return f"{sum(verdicts.values())} quantities: {words}." + (" Nothing changed." if quiet == sum(verdicts.values()) else "")
 

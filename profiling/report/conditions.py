@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
+from ...kernels.costs import SCAN_CONVENTIONS
 from .data import Report, Row, device_text, size_of, values_of
 from .text import listed, one_line
 
 FLOPS_NOTE = (
     "MACs are multiply-adds of convolutions, linear layers and matrix products, attention included; FLOPs are 2 x MACs. "
-    "Element operations inside scans are counted beside them, not among them: Bi-WKV 29 N C per layer, selective scan "
-    "9 B L D N and B L D each for skip connection and gate (in four directions: four times), SSD 5 B L D N, "
-    "Bi-WKV6 10 B L C times the width of a head. "
     "Normalisation, activations and resampling count as zero. All for one image."
 )
 RATIO_NOTE = (
@@ -33,7 +31,7 @@ def fixed_conditions(report: Report) -> list[str]:
     """One line per fact that holds for the measurements: memory layout, TF32, rounds, device, threads."""
     rows = report.of_kind("speed")
     lines = []
-    for title, key in (("memory layout", "memory_format"), ("TF32", "tf32")):
+    for title, key in (("memory layout", "memory_format"), ("TF32", "tf32"), ("cuDNN tries its algorithms", "cudnn_benchmark")):
         if values := values_of(rows, "condition", key):
             lines.append(f"{title}: {listed([{True: 'on', False: 'off'}.get(value, one_line(value)) for value in values])}")
     if rounds := values_of(rows, "condition", "rounds"):
@@ -50,7 +48,7 @@ def provenance_lines(report: Report) -> list[str]:
     own = report.of_kind(*_OWN)
     lines = _origin(own)
     foreign = [row for row in report.of_kind("accuracy") if _key(row) not in {_key(other) for other in own}]
-    return lines + [f"accuracy: {line}" for line in _origin(foreign)]
+    return lines + [f"accuracy: {line}" for line in _origin(foreign) if line not in lines]
 
 
 def _key(row: Row) -> tuple:
@@ -73,8 +71,18 @@ def _origin(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def scan_note(report: Report) -> list[str]:
+    """How the scans that were counted are counted, in one sentence."""
+    names = dict.fromkeys(name for row in report.measured("cost") for name in row["result"].get("scan_ops_by_operator") or {})
+    known = [f"{name}: {SCAN_CONVENTIONS[name]}" for name in names if name in SCAN_CONVENTIONS]
+    return (
+        [f"Scan operations are element operations inside scans, beside the MACs and no part of them. {'; '.join(known)}."] if known else []
+    )
+
+
 def notes(report: Report) -> list[str]:
     """The conventions that the rows at hand need."""
     wanted = {"cost": FLOPS_NOTE, "speed": RATIO_NOTE, "memory": MEMORY_NOTE, "projection": PROJECTION_NOTE}
     sized = any(size_of(row) for row in report.of_kind("cost", "speed", "memory", "operators", "projection"))
-    return [note for kind, note in wanted.items() if report.of_kind(kind)] + ([SIZE_NOTE] if sized else [])
+    needed = [note for kind, note in wanted.items() if report.of_kind(kind)]
+    return needed + scan_note(report) + ([SIZE_NOTE] if sized else [])

@@ -1,5 +1,6 @@
 """Rows of a results file, ordered for a reader: which models there are, what each is held against, and under which settings they ran."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,18 +8,20 @@ from functools import cached_property
 from typing import Any
 
 from ..provenance import ROW_KEYS, SCHEMA
+from .text import one_line
 
 # Kind of row -> keys that its condition must have, keys that its result must have (unless it is an error).
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": ((), ("parameters",)),
     "cost": (("size",), ("macs",)),
-    "speed": (("size", "batch", "dtype", "mode"), ("latency_ms", "images_per_s", "ratio")),
+    "speed": (("size", "batch", "dtype", "mode"), ("latency_ms", "images_per_s")),
     "memory": (("size", "batch", "dtype", "mode"), ("peak_mib",)),
     "operators": (("size", "batch", "dtype", "mode"), ("milliseconds",)),
     "accuracy": ((), ()),
     "projection": (("size", "batch", "dtype", "device"), ("latency_ms", "peak_mib", "fits")),
     "projection_error": (("device", "dtype"), ("measured_over_estimated",)),
     "error": ((), ("error",)),
+    "largest batch": ((), ("error",)),  # a row only where the search for it failed
 }
 SPREADS = ("latency_ms", "images_per_s", "ratio", "measured_over_estimated")
 OUT_OF_MEMORY = "out of memory"
@@ -87,10 +90,9 @@ def _check_row(row: Any, where: str) -> None:
     size = row["condition"].get("size")
     if size is not None and (isinstance(size, str) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size)):
         raise ValueError(f"{where}: size must be [height, width] in pixels, got {size!r}")
-    for key in set(SPREADS) & set(in_result):
+    for key in set(SPREADS) & set(row["result"]) if row["kind"] != "projection" else ():
         values = row["result"][key]
-        single = row["kind"] == "projection"
-        if not single and (not isinstance(values, Mapping) or {"median", "p20", "p80"} - set(values)):
+        if not isinstance(values, Mapping) or {"median", "p20", "p80"} - set(values):
             raise ValueError(f"{where}: {key} must hold median, p20 and p80, got {values!r}")
 
 
@@ -130,6 +132,10 @@ class Report:
         for row in self.rows:
             if row["kind"] in KINDS:
                 self._by_kind[row["kind"]].append(row)
+        self._at: dict[tuple[str, str, Size | None], list[Row]] = {}
+        for kind, found in self._by_kind.items():
+            for row in found:
+                self._at.setdefault((kind, row["name"], size_of(row)), []).append(row)
         self.models = {row["name"]: row for row in self._by_kind["model"]}
         named = (row for kind, found in self._by_kind.items() if kind != "projection_error" for row in found)
         self.names = list(dict.fromkeys(row["name"] for row in named))
@@ -143,7 +149,9 @@ class Report:
         return [row for row in self._by_kind[kind] if "error" not in row["result"]]
 
     def role(self, name: str) -> str:
-        return self.models[name]["condition"].get("role", "model") if name in self.models else "model"
+        """ "model", "baseline" or "control"; a model that another one is held against is its baseline, even where a user asked for both."""
+        role = self.models[name]["condition"].get("role", "model") if name in self.models else "model"
+        return "baseline" if role == "model" and self.of(name) else role
 
     def of(self, name: str) -> tuple[str, ...]:
         """Names of the models that this one is baseline or control of."""
@@ -160,15 +168,13 @@ class Report:
     @cached_property
     def ordered(self) -> list[str]:
         """Names with baselines and controls below the models that they belong to; models that share theirs stand together."""
-        attached = {name: tuple(o for o in self.names if self.role(o) != "model" and name in self.of(o)) for name in self.names}
-        result: list[str] = []
-        for leader in self.names:
-            if self.role(leader) != "model":
-                continue
-            alike = [name for name in self.names if self.role(name) == "model" and attached[name] == attached[leader]]
-            group = [*(alike if attached[leader] else [leader]), *attached[leader]]
-            result += [name for name in group if name not in result]
-        return result + [name for name in self.names if name not in result]
+        attached = {name: tuple(other for other in self.names if name in self.of(other)) for name in self.names}
+        leaders = [name for name in self.names if self.role(name) == "model"]
+        result: dict[str, None] = {}
+        for leader in leaders:
+            alike = [name for name in leaders if attached[name] and attached[name] == attached[leader]]
+            result |= dict.fromkeys([*(alike or [leader]), *attached[leader]])
+        return list(result | dict.fromkeys(self.names))
 
     def sorted(self, names: Iterable[str]) -> list[str]:
         """These names, each once, in the order of the tables."""
@@ -201,20 +207,33 @@ class Report:
 
     def find(self, kind: str, name: str, size: Size, setting: Setting | None = None) -> Row | None:
         """The newest row of that kind: the last one, where a measurement was repeated."""
-        for row in reversed(self._by_kind[kind]):
-            if row["name"] == name and size_of(row) == size and (setting is None or setting_of(row) == setting):
+        for row in reversed(self._at.get((kind, name, size), [])):
+            if setting is None or setting_of(row) == setting:
                 return row
         return None
 
     @cached_property
     def accuracy(self) -> tuple[str | None, dict[str, float]]:
         """The split that most models were evaluated on, and mIoU there in per cent by model: numbers of different splits are no column."""
-        rows = [row for row in self._by_kind["accuracy"] if isinstance(row["result"].get("mIoU"), int | float)]
-        splits = Counter(split for split, _ in {(str(row["condition"].get("split")), row["name"]): None for row in rows})
-        if not splits:
-            return None, {}
-        split = splits.most_common(1)[0][0]
-        return split, {row["name"]: float(row["result"]["mIoU"]) for row in rows if str(row["condition"].get("split")) == split}
+        by_split = {split: {name: mean_of(rows, "mIoU") for name, rows in found.items()} for split, found in self.evaluations().items()}
+        by_split = {split: {name: value for name, value in found.items() if value is not None} for split, found in by_split.items()}
+        split = max(by_split, key=lambda split: len(by_split[split]), default=None)
+        return (split, by_split[split]) if split is not None and by_split[split] else (None, {})
+
+    def evaluations(self) -> dict[str, dict[str, list[Row]]]:
+        """Split -> model -> its rows of accuracy, one for each checkpoint; of a repeated evaluation the last."""
+        found: dict[str, dict[str, dict[str, Row]]] = {}
+        for row in self.measured("accuracy"):
+            split = one_line(row["condition"].get("split") or "unnamed split")
+            key = json.dumps(row["condition"], sort_keys=True, default=str)
+            found.setdefault(split, {}).setdefault(row["name"], {})[key] = row
+        return {split: {name: list(rows.values()) for name, rows in models.items()} for split, models in found.items()}
+
+
+def mean_of(rows: Sequence[Row], key: str) -> float | None:
+    """The mean of a number over rows (runs with several seeds); None where no row has it."""
+    values = [row["result"][key] for row in rows if isinstance(row["result"].get(key), int | float)]
+    return sum(values) / len(values) if values else None
 
 
 def values_of(rows: Sequence[Row], part: str, *path: str) -> list[Any]:

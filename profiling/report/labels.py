@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from .style import Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -10,10 +13,21 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-Point = tuple[float, float, str, str]  # x, y, label, colour
-_DISTANCES = (9, 18, 30, 44)  # points
+_DISTANCES = (9, 13, 18, 24, 30, 44)  # points
 _ANGLES = (0, 180, 90, 270, 35, 325, 145, 215)  # degrees: beside first, then above and below
 _SIZE = 8
+_INK = "#333333"  # some colours of models are too pale for text
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point at (x, y) in data coordinates with an error bar from `low` to `high` along x."""
+
+    x: float
+    low: float
+    high: float
+    y: float
+    look: Look
 
 
 def place_labels(figure: "Figure", panels: Sequence["Axes"], points: Sequence[Sequence[Point]]) -> None:
@@ -25,7 +39,7 @@ def place_labels(figure: "Figure", panels: Sequence["Axes"], points: Sequence[Se
     figure.set_layout_engine("none")
     drawn: list[Annotation] = []
     for axes, here in zip(panels, points, strict=True):
-        placed = _place(axes, here, [label for _, _, label, _ in here])
+        placed = _place(axes, here, [point.look.label for point in here])
         drawn += placed or []
         if placed is None:
             break
@@ -33,13 +47,20 @@ def place_labels(figure: "Figure", panels: Sequence["Axes"], points: Sequence[Se
         return
     for annotation in drawn:
         annotation.remove()
-    numbers = {label: str(i) for i, label in enumerate(dict.fromkeys(label for here in points for _, _, label, _ in here), 1)}
+    looks = list(dict.fromkeys(point.look for here in points for point in here))
     for axes, here in zip(panels, points, strict=True):
-        _place(axes, here, [numbers[label] for _, _, label, _ in here], must=True)
-    colours = {label: colour for here in points for _, _, label, colour in here}
-    height = figure.get_figheight()
-    for line, (label, text) in enumerate(numbers.items()):
-        figure.text(0.06, -(0.1 + 0.19 * line) / height, f"{text}  {label}", fontsize=_SIZE + 0.5, color=colours[label], va="top")
+        _place(axes, here, [str(looks.index(point.look) + 1) for point in here], must=True)
+    _number_list(figure, looks)
+
+
+def _number_list(figure: "Figure", looks: Sequence[Look]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, markersize=7, linestyle="", label=f"{number}  {look.label}")
+        for number, look in enumerate(looks, 1)
+    ]
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.03, 0), frameon=False, fontsize=_SIZE + 0.5)
 
 
 def _place(axes: "Axes", points: Sequence[Point], texts: Sequence[str], *, must: bool = False) -> "list[Annotation] | None":
@@ -47,14 +68,17 @@ def _place(axes: "Axes", points: Sequence[Point], texts: Sequence[str], *, must:
     renderer = axes.figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     pixel = axes.figure.dpi / 72
-    centres = [axes.transData.transform((x, y)) for x, y, _, _ in points]
-    taken = [_box(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in centres]
+    taken = []
+    for point in points:
+        (x, y), (low, _), (high, _) = axes.transData.transform([(value, point.y) for value in (point.x, point.low, point.high)])
+        edge = 5 * pixel  # half a marker
+        taken.append(_box(min(low, x - edge), y - edge, max(high, x + edge), y + edge))
     if (legend := axes.get_legend()) is not None:
         taken.append(legend.get_window_extent(renderer))
     placed: list[Annotation] = []
-    for (x, y, _, colour), text in zip(points, texts, strict=True):
-        for offset in [*_offsets(), *([(9.0, 0.0)] if must else [])]:
-            annotation = _annotate(axes, x, y, text, colour, offset)
+    for point, text in zip(points, texts, strict=True):
+        for offset in _offsets():
+            annotation = _annotate(axes, point, text, offset)
             box = annotation.get_window_extent(renderer).padded(1.5 * pixel)
             inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
@@ -65,7 +89,7 @@ def _place(axes: "Axes", points: Sequence[Point], texts: Sequence[str], *, must:
                 for done in placed:
                     done.remove()
                 return None
-            annotation = _annotate(axes, x, y, text, colour, (9.0, 0.0))
+            annotation = _annotate(axes, point, text, _offsets()[0])
             box = annotation.get_window_extent(renderer)
         taken.append(box)
         placed.append(annotation)
@@ -77,15 +101,15 @@ def _offsets() -> list[tuple[float, float]]:
     return [(distance * math.cos(turn), distance * math.sin(turn)) for distance, turn in turns]
 
 
-def _annotate(axes: "Axes", x: float, y: float, text: str, colour: str, offset: tuple[float, float]) -> "Annotation":
+def _annotate(axes: "Axes", point: Point, text: str, offset: tuple[float, float]) -> "Annotation":
     across, up = offset
     side = "left" if across > 1 else "right" if across < -1 else "center"
     height = "center" if side != "center" else "bottom" if up > 0 else "top"
     far = math.hypot(*offset) > _DISTANCES[0] + 1
-    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3} if far else None
-    return axes.annotate(
-        text, (x, y), xytext=offset, textcoords="offset points", ha=side, va=height, fontsize=_SIZE, color=colour, arrowprops=line, zorder=4
-    )
+    line = {"arrowstyle": "-", "color": point.look.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3} if far else None
+    where = dict(xytext=offset, textcoords="offset points", ha=side, va=height, arrowprops=line, zorder=4)
+    halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}  # over the front's line
+    return axes.annotate(text, (point.x, point.y), fontsize=_SIZE, color=_INK, bbox=halo, **where)
 
 
 def _box(x0: float, y0: float, x1: float, y1: float) -> "Bbox":

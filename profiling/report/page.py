@@ -29,7 +29,8 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { background: var(--head); vertical-align: bottom; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-td.name { min-width: 11rem; overflow-wrap: anywhere; }
+td.name { min-width: 15rem; overflow-wrap: anywhere; }
+td.words { min-width: 9rem; }
 td.long { min-width: 17rem; }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--link); }
@@ -44,7 +45,7 @@ figure img { max-width: 100%; height: auto; background: #fff; border: 1px solid 
   nav, .download { display: none; }
   .scroll { overflow: visible; }
   table { font-size: 8px; }
-  td.name, td.long { min-width: 0; }
+  td.name, td.words, td.long { min-width: 0; }
   figure, tr { break-inside: avoid; }
   h2, caption { break-after: avoid; }
 }
@@ -124,13 +125,18 @@ def _figure(caption: str, picture: bytes) -> str:
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
+def _kind_of_column(table: Table, index: int) -> str:
+    if column_is_numeric(table.rows, index):
+        return "number"
+    if table.columns[index] == "model":
+        return "name"
+    longest = max((len(row[index].text) for row in table.rows), default=0)
+    return "long" if longest > 60 else "words" if longest > 20 else ""
+
+
 def _table(table: Table) -> str:
     """A table whose heads sort it; the numbers to sort by are those measured, not those shown."""
-    numeric = [column_is_numeric(table.rows, i) for i in range(len(table.columns))]
-    long = [any(len(row[i].text) > 60 for row in table.rows) for i in range(len(table.columns))]
-    kinds = [
-        "number" if numeric[i] else "name" if table.columns[i] == "model" else "long" if long[i] else "" for i in range(len(table.columns))
-    ]
+    kinds = [_kind_of_column(table, i) for i in range(len(table.columns))]
     attributes = [f' class="{kind}"' if kind else "" for kind in kinds]
     head = "".join(
         f'<th scope="col"{attribute}><button type="button">{escape(column)}</button></th>'

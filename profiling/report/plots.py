@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from .data import OUT_OF_MEMORY, Report, Row, Setting, Size, setting_of, size_of
 from .fits import loglog_slope, pareto_front
-from .labels import place_labels
+from .labels import Point, place_labels
 from .style import Look, looks, new_figure
 from .text import size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 PANEL_WIDTH, PANEL_HEIGHT, LEGEND_LINE = 5.4, 3.6, 0.185  # inches
@@ -37,7 +38,7 @@ def _against_size(report: Report, kind: str, title: str, values: Callable[[Row],
     style = looks(report)
     columns = min(2, len(settings))
     rows = -(-len(settings) // columns)
-    lines = max(len({row["name"] for row in report.of_kind(kind) if _setting(row) == s}) for s in settings) + 1
+    lines = max(len({row["name"] for row in report.of_kind(kind) if _setting(row) == s}) for s in settings) + 2
     figure = new_figure(PANEL_WIDTH * columns, rows * (PANEL_HEIGHT + LEGEND_LINE * lines + 0.3))
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, setting in zip(panels, settings, strict=False):
@@ -76,9 +77,10 @@ def _draw_panel(
     _log_axes(axes, sizes)
     if lost:
         axes.plot([], [], marker="x", linestyle="", color="#555555", markersize=8, markeredgewidth=2, label="out of memory")
-        low, high = axes.get_ylim()
+        low, high = axes.get_ylim()  # room for the crosses above the lines
         axes.set_ylim(low, high * (high / low) ** 0.15)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False, fontsize=8, handlelength=3)
+    slopes = "slope: exponent of the number of pixels"
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False, fontsize=8, handlelength=3, title=slopes, title_fontsize=8)
 
 
 def _draw_line(axes: "Axes", points: dict[Size, Sequence[float]], look: Look) -> None:
@@ -97,7 +99,7 @@ def _side(size: Size) -> float:
 
 def _log_axes(axes: "Axes", sizes: Sequence[Size]) -> None:
     """Logarithmic axes with plain numbers: the measured sizes below, 1, 2 and 5 times powers of ten at the left."""
-    from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -108,15 +110,20 @@ def _log_axes(axes: "Axes", sizes: Sequence[Size]) -> None:
     axes.set_xlim(sides[0] / 1.12, sides[-1] * 1.12)
     if any(b / a < 1.3 for a, b in pairwise(sides)):
         axes.tick_params(axis="x", labelrotation=45)
-    low, high = axes.get_ylim()
-    subs = (1, 2, 5) if high / low < 3000 else (1,)
-    if high / low < 8:
-        subs = (1, 1.5, 2, 3, 4, 5, 6, 8)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    _plain_ticks(axes.yaxis, *axes.get_ylim())
     axes.set_xlabel("image size, pixels (height x width; one number: square)")
     axes.grid(alpha=0.3)
+
+
+def _plain_ticks(axis: "Axis", low: float, high: float) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten, closer or wider where the range is small or large; no exponents."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    span = high / low
+    subs = (1,) if span > 3000 else (1, 2, 5) if span > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8) if span > 2 else [1 + i / 10 for i in range(90)]
+    axis.set_major_locator(LogLocator(subs=subs, numticks=30))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6f}".rstrip("0").rstrip(".")))
+    axis.set_minor_locator(NullLocator())
 
 
 def accuracy_latency(report: Report) -> "Figure | None":
@@ -144,8 +151,11 @@ def accuracy_latency(report: Report) -> "Figure | None":
         axes.set_ylabel(f"mIoU on {split}, %")
     for axes in grid[len(panels) :]:
         axes.remove()
-    texts = [[(points[n]["median"], accuracy[n], style[n].label, style[n].colour) for n in points] for _, _, points in panels]
-    place_labels(figure, grid[: len(panels)], texts)
+    marks = [
+        [Point(spread["median"], spread["p20"], spread["p80"], accuracy[name], style[name]) for name, spread in points.items()]
+        for _, _, points in panels
+    ]
+    place_labels(figure, grid[: len(panels)], marks)
     return figure
 
 
@@ -157,22 +167,22 @@ def _forward_panels(report: Report) -> list[tuple[Setting, Size]]:
 
 
 def _draw_front(axes: "Axes", points: dict[str, dict[str, float]], accuracy: dict[str, float], style: dict[str, Look]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     names = list(points)
     pairs = [(points[name]["median"], accuracy[name]) for name in names]
-    front = [pairs[i] for i in pareto_front(pairs)]
-    axes.step(*zip(*front, strict=True), where="post", color="#888888", linewidth=1.2, zorder=1, label="Pareto front")
     for name, (x, y) in zip(names, pairs, strict=True):
         error = [[max(x - points[name]["p20"], 0)], [max(points[name]["p80"] - x, 0)]]
         axes.errorbar(x, y, xerr=error, fmt=style[name].marker, color=style[name].colour, markersize=7, capsize=2.5, elinewidth=1, zorder=3)
-    low, high = min(x for x, _ in pairs), max(x for x, _ in pairs)
     axes.set_xscale("log")
-    axes.set_xlim(low / 1.6, high * 1.6)
+    axes.set_xlim(min(x for x, _ in pairs) / 1.6, max(x for x, _ in pairs) * 1.6)
     axes.margins(y=0.22)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    front = [pairs[i] for i in pareto_front(pairs)]
+    # From the lower edge to the right one, so that a front of one point is seen as well.
+    x, y = zip((front[0][0], bottom), *front, (right, front[-1][1]), strict=True)
+    axes.step(x, y, where="post", color="#888888", linewidth=1.2, zorder=1, label="Pareto front")
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    _plain_ticks(axes.xaxis, left, right)
     axes.set_xlabel("latency, ms per batch (bars: p20 to p80)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="lower right")

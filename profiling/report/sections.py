@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .conditions import FLOPS_NOTE, MEMORY_NOTE, PROJECTION_NOTE, RATIO_NOTE
-from .data import OUT_OF_MEMORY, Report, Row, Setting, Size, setting_of, size_of
-from .text import ABSENT, breakdown, one_line, scaled, significant, size_text, spread
+from .conditions import FLOPS_NOTE, MEMORY_NOTE, PROJECTION_NOTE, RATIO_NOTE, scan_note
+from .data import KINDS, OUT_OF_MEMORY, Report, Row, Setting, Size, mean_of, setting_of, size_of
+from .style import in_usual_order
+from .text import ABSENT, breakdown, listed, one_line, scaled, significant, size_text, spread
 
 MIB = 2**20
 
@@ -90,7 +91,8 @@ def models(report: Report) -> Section:
     rows, by_type = [], {}
     for name in report.sorted(report.models):
         condition, result = report.models[name]["condition"], report.models[name]["result"]
-        held = ", ".join(one_line(other) for other in condition.get("of", ()))
+        held = [one_line(other) for other in report.of(name)]
+        held = listed(held if len(held) < 5 else [*held[:3], f"{len(held) - 3} more"])
         why = "; ".join(filter(None, [f"of {held}" if held else "", one_line(condition.get("reason") or "")]))
         counts = [number(result.get(key), 1e6) for key in ("parameters", "trainable", "live")]
         stages = Cell(breakdown(result.get("parameters_by_stage") or {}, 1e6) or ABSENT)
@@ -108,7 +110,7 @@ def _matrix(report: Report, caption: str, values: Mapping[str, Mapping[str, floa
     parts = list(dict.fromkeys(part for name in values for part in values[name]))
     if not parts:
         return []
-    rows = [[name_cell(report, name), *(number(values[name].get(part), unit) for part in parts)] for name in report.sorted(values)]
+    rows = [[name_cell(report, name), *(number(values[name].get(part), unit, 3) for part in parts)] for name in report.sorted(values)]
     return [Table(caption, ("model", *(one_line(part) for part in parts)), rows)]
 
 
@@ -146,7 +148,7 @@ def cost(report: Report) -> Section:
                 number(result.get("flops", 2 * result["macs"]), 1e9),
                 number(result.get("scan_ops"), 1e9),
                 number(result.get("bytes_moved"), 1e9),
-                number(sum(kept.values()) if kept else None, MIB),
+                number(sum(kept.values()) if kept else None, MIB, 3),
             ]
         )
         stages = Cell(breakdown(result.get("macs_by_stage") or {}, 1e9) or ABSENT)
@@ -155,9 +157,9 @@ def cost(report: Report) -> Section:
         parts.append([size, name_cell(report, row["name"]), kinds, scans, stages, Cell(breakdown(kept or {}, MIB) or ABSENT)])
     columns = ("size", "model", "MACs, G", "MACs / baseline", "FLOPs, G", "scan operations, G", "bytes moved, G", "activations, MiB")
     where = ("size", "model", "MACs by operator, G", "scan operations, G", "MACs by stage, G", "activations by stage, MiB")
-    tables = [Table("", columns, rows), Table("Where they are", where, parts)] if rows else []
+    tables = [Table("", columns, rows), Table("By operator and stage", where, parts)] if rows else []
     note = "Activations: what a training step keeps of one image for the backward pass, parameters excluded."
-    return Section("cost", "Cost by size", tables, ("macs", "activations"), (FLOPS_NOTE, note))
+    return Section("cost", "Cost by size", tables, ("macs", "activations"), (FLOPS_NOTE, *scan_note(report), note))
 
 
 def speed(report: Report) -> Section:
@@ -179,19 +181,17 @@ def setting_matches(row: Row, setting: Setting) -> bool:
 
 
 def speed_cells(report: Report, row: Row) -> list[Cell]:
-    """Latency, images per second, ratio, and what the ratio is against."""
+    """Latency, images per second, ratio, and what the ratio is against; no ratio where the baseline did not run beside the model."""
     if "error" in row["result"]:
         return [failure(row), Cell(ABSENT), Cell(ABSENT), Cell(ABSENT)]
-    result, against = row["result"], row["condition"].get("reference")
-    latency, images, ratio = (result[key] for key in ("latency_ms", "images_per_s", "ratio"))
-    own = against in (None, row["name"])
-    compared = Cell("1", 1.0) if own else Cell(spread(ratio), ratio["median"])
-    return [
-        Cell(spread(latency), latency["median"]),
-        number(images["median"], digits=3),
-        compared,
-        Cell("itself" if own else one_line(against)),
-    ]
+    name, result = row["name"], row["result"]
+    cells = [Cell(spread(result["latency_ms"]), result["latency_ms"]["median"]), number(result["images_per_s"]["median"], digits=3)]
+    against, ratio = row["condition"].get("reference"), result.get("ratio")
+    if ratio and against not in (None, name):
+        return [*cells, Cell(spread(ratio), ratio["median"]), Cell(one_line(against))]
+    if ratio and report.reference(name) is None:
+        return [*cells, Cell("1", 1.0), Cell("itself")]
+    return [*cells, Cell(ABSENT), Cell(ABSENT)]
 
 
 def _capital(text: str) -> str:
@@ -208,7 +208,7 @@ def memory(report: Report) -> Section:
                 rows.append([*head, failure(row), *[Cell(ABSENT)] * 4])
                 continue
             result = row["result"]
-            numbers = [number(result.get(key), digits=4) for key in ("peak_mib", "weights_mib", "peak_growth_mib")]
+            numbers = [number(result.get(key), digits=3) for key in ("peak_mib", "weights_mib", "peak_growth_mib")]
             compared = relative(report, "memory", row, "peak_mib", setting)
             rows.append([*head, *numbers, compared, Cell(one_line(result.get("method") or ABSENT))])
         columns = ("size", "model", "peak, MiB", "weights, MiB", "growth, MiB", "peak / baseline", "how")
@@ -217,37 +217,38 @@ def memory(report: Report) -> Section:
 
 
 def accuracy(report: Report) -> Section:
-    rows = [row for row in report.measured("accuracy")]
-    by_split: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        by_split.setdefault(one_line(row["condition"].get("split") or "unnamed split"), {})[row["name"]] = row
     tables = []
-    for split, found in by_split.items():
+    for split, found in report.evaluations().items():
         names = report.sorted(found)
-        totals = ("mIoU", "aAcc", "mAcc")
+        keys = list(dict.fromkeys(key for name in names for row in found[name] for key in row["result"]))
+        totals = [key for key in keys if not key.startswith(("IoU.", "Acc."))]
         lines = []
-        for name in names:
-            condition, result = found[name]["condition"], found[name]["result"]
-            origin = ", ".join(one_line(condition[key]) for key in ("config", "checkpoint", "source") if condition.get(key))
-            lines.append([name_cell(report, name), *(_per_cent(result.get(key)) for key in totals), Cell(origin or ABSENT)])
-        tables.append(Table(f"Split {split}, per cent", ("model", *totals, "from"), lines))
-        classes = list(dict.fromkeys(key for name in names for key in found[name]["result"] if key.startswith("IoU.")))
-        per_class = [[Cell(one_line(key[4:])), *(_per_cent(found[name]["result"].get(key)) for name in names)] for key in classes]
+        for row in (row for name in names for row in found[name]):
+            condition = row["condition"]
+            words = [str(condition[key]) for key in ("config", "checkpoint", "source") if condition.get(key)]
+            words += [f"{key} {condition[key]}" for key in ("seed", "iterations", "epochs", "images") if condition.get(key) is not None]
+            origin = Cell(one_line(", ".join(words)) or ABSENT)
+            lines.append([name_cell(report, row["name"]), *(_per_cent(row["result"].get(key)) for key in totals), origin])
+        tables.append(Table(f"Split {split}, per cent", ("model", *map(one_line, totals), "from"), lines))
+        classes = [key for key in keys if key.startswith("IoU.")]
+        per_class = [[Cell(one_line(key[4:])), *(_per_cent(mean_of(found[name], key)) for name in names)] for key in classes]
         if per_class:
-            tables.append(Table(f"IoU by class, split {split}, per cent", ("class", *(one_line(name) for name in names)), per_class))
-    note = "Accuracies come from evaluations, at the image size of the evaluation, which need not be a size of the tables above."
-    return Section("accuracy", "Accuracy", tables, ("accuracy_latency",), (note,))
+            tables.append(Table(f"IoU by class, split {split}, per cent", ("class", *map(one_line, names)), per_class))
+    notes = ["Accuracies come from evaluations, at the image size of the evaluation, which need not be a size of the tables above."]
+    if any(len(rows) > 1 for found in report.evaluations().values() for rows in found.values()):
+        notes.append("Where a model was evaluated several times, plots, sentences and classes show the mean.")
+    return Section("accuracy", "Accuracy", tables, ("accuracy_latency",), tuple(notes))
 
 
 def _per_cent(value: float | None) -> Cell:
-    return Cell(ABSENT if value is None else f"{value:.2f}", value)
+    return Cell(f"{value:.2f}", value) if isinstance(value, int | float) else Cell(ABSENT)
 
 
 def operators(report: Report) -> Section:
     tables = []
     for setting in report.settings("operators"):
         found = ordered_rows(report, [row for row in report.measured("operators") if setting_matches(row, setting)])
-        categories = list(dict.fromkeys(key for row in found for key in row["result"]["milliseconds"]))
+        categories = in_usual_order(dict.fromkeys(key for row in found for key in row["result"]["milliseconds"]))
         rows, top = [], []
         for row in found:
             times = row["result"]["milliseconds"]
@@ -301,14 +302,12 @@ def _projection(report: Report, row: Row) -> list[Cell]:
     ]
     head = [Cell(size_text(size), _area(size)[0]), name_cell(report, row["name"]), Cell(condition["dtype"])]
     numbers = [Cell(str(condition["batch"]), condition["batch"]), number(result["latency_ms"], digits=3), *shares]
-    return [*head, *numbers, number(result["peak_mib"]), Cell("yes" if result["fits"] else "no")]
+    return [*head, *numbers, number(result["peak_mib"], digits=3), Cell("yes" if result["fits"] else "no")]
 
 
 def failures(report: Report) -> Section:
     rows = []
-    for row in (
-        row for kind in ("speed", "memory", "cost", "operators", "accuracy", "projection", "error") for row in report.of_kind(kind)
-    ):
+    for row in (row for kind in KINDS for row in report.of_kind(kind)):
         if "error" not in row["result"]:
             continue
         condition, size = row["condition"], size_of(row)

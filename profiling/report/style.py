@@ -1,7 +1,7 @@
 """Colours, markers and lines shared by all plots: one colour per model in every picture, told apart by colour-blind readers too."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,12 @@ def category_colours(categories: Sequence[str]) -> dict[str, str]:
     known = {name: CATEGORY_COLOURS[_SAME.get(name, name)] for name in categories if _SAME.get(name, name) in CATEGORY_COLOURS}
     left = [colour for colour in (*CATEGORY_COLOURS.values(), *COLOURS) if colour not in known.values()]
     return {name: known.get(name) or left.pop(0) if left else "#666666" for name in categories}
+
+
+def in_usual_order(parts: Iterable[str]) -> list[str]:
+    """Categories of operators in their fixed order, then what has no place in it."""
+    parts = list(parts)
+    return [name for name in CATEGORY_COLOURS if name in parts] + [name for name in parts if name not in CATEGORY_COLOURS]
 
 
 def new_figure(width: float, height: float) -> "Figure":

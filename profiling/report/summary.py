@@ -5,13 +5,15 @@ from .text import listed, one_line, significant, size_text
 
 
 def summary(report: Report) -> list[str]:
-    """A sentence for each model that has a baseline and was timed or evaluated beside it."""
+    """A sentence for each model that has a baseline and was timed or evaluated beside it; of each mode the first setting."""
     sentences = []
     for name in report.ordered:
         other = report.reference(name)
         if report.role(name) != "model" or other is None:
             continue
-        clauses = [clause for setting in report.settings("speed", errors=False) for clause in _speed(report, name, other, setting)]
+        settings = report.settings("speed")
+        first = [setting for i, setting in enumerate(settings) if setting.mode not in [before.mode for before in settings[:i]]]
+        clauses = [clause for setting in first for clause in _speed(report, name, other, setting)]
         clauses += _memory(report, name, other) + _accuracy(report, name, other)
         if clauses:
             sentences.append(f"{one_line(name)} against {one_line(other)}: {'; '.join(clauses)}.")
@@ -19,30 +21,25 @@ def summary(report: Report) -> list[str]:
 
 
 def _speed(report: Report, name: str, other: str, setting: Setting) -> list[str]:
-    """ "forward, fp32, batch 1: 2.18 x as fast at 1024, 0.97 x at 224", at the largest size first."""
+    """ "2.18 x as fast at 1024, 0.97 x as fast at 224 (forward, fp32, batch 1)", the largest size first."""
     rows = {size: report.find("speed", name, size, setting) for size in report.sizes(setting, "speed")}
-    timed = {size: row for size, row in rows.items() if row and "error" not in row["result"] and row["condition"].get("reference") == other}
-    words = []
-    if timed:
-        sizes = list(timed)
-        words = [_ratio(timed[size], size) for size in ([sizes[-1], sizes[0]] if len(sizes) > 1 else sizes)]
+    timed = {size: row for size, row in rows.items() if row and row["result"].get("ratio") and row["condition"].get("reference") == other}
+    sizes = list(timed)
+    words = [_ratio(timed[size], size) for size in dict.fromkeys([*sizes[-1:], *sizes[:1]])]
     for who in (name, other):
         lost = [size for size in rows if _out_of_memory(report.find("speed", who, size, setting))]
         words += (
-            [f"{'it' if who == name else 'the baseline'} runs out of memory at {listed([size_text(size) for size in lost])}"]
-            if lost
-            else []
+            [f"{'it' if who == name else 'the other'} is out of memory at {listed([size_text(size) for size in lost])}"] if lost else []
         )
-    return [f"{report.setting_text(setting)}: {', '.join(words)}"] if words else []
+    return [f"{', '.join(words)} ({report.setting_text(setting)})"] if words else []
 
 
 def _ratio(row: Row, size: Size) -> str:
     ratio = row["result"]["ratio"]
-    times = f"{significant(ratio['median'])} x"
-    at = f"at {size_text(size)}"
+    times = f"{significant(ratio['median'])} x as fast at {size_text(size)}"
     if ratio["p20"] < 1 < ratio["p80"]:
-        return f"as fast within the spread {at} ({times}, {significant(ratio['p20'])} to {significant(ratio['p80'])})"
-    return f"{times} as fast {at}"
+        return f"{times} (no difference within the spread)"
+    return times
 
 
 def _out_of_memory(row: Row | None) -> bool:

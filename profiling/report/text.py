@@ -55,16 +55,16 @@ def shortened(name: str, width: int) -> str:
 
 
 def short_names(names: Sequence[str], width: int = 32) -> dict[str, str]:
-    """Name -> short name, all different: parts that every name shares at its start or end are left out, long rests are cut in their middle.
+    """Name -> short name, all different and at most `width` characters long.
 
-    A part is what stands between underscores; a rest keeps at least one part. A cut that would make two names equal gets a number.
+    Where a name is longer, parts between underscores that all names share are left out of all; what is still too long is cut in its middle.
+    A cut that would make two names equal gets a number.
     """
     parts = [one_line(name).split("_") for name in names]
-    if len(parts) > 1:
-        while all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
-            parts = [p[:-1] for p in parts]
-        while all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
-            parts = [p[1:] for p in parts]
+    if any(len(one_line(name)) > width for name in names) and len(names) > 1:
+        shared = set.intersection(*map(set, parts))
+        rests = [[part for part in whole if part not in shared] for whole in parts]
+        parts = rests if all(rests) else parts
     shorts: dict[str, str] = {}
     for number, (name, rest) in enumerate(zip(names, parts, strict=True), 1):
         short = shortened("_".join(rest), width)

@@ -58,10 +58,13 @@ def write_report(rows: Sequence[Row], folder: str | os.PathLike[str], *, title: 
 
 
 def default_title(report: Report) -> str:
-    """ "Profile of A, B and 4 more models"."""
+    """ "Profile of A, B and 4 more models", as many names as fit a heading."""
     models = [one_line(name) for name in report.ordered if report.role(name) == "model"]
-    more = [f"{len(models) - 3} more models"] if len(models) > 3 else []
-    return f"Profile of {listed(models[:3] + more)}" if models else "Profile"
+    if not models:
+        return "Profile"
+    shown = next(count for count in (3, 2, 1) if count == 1 or sum(map(len, models[:count])) < 90)
+    left = len(models) - shown
+    return f"Profile of {listed(models[:shown] + ([f'{left} more model' + 's' * (left > 1)] if left > 0 else []))}"
 
 
 def _write(path: Path, data: bytes) -> Path:
