@@ -107,7 +107,7 @@ def read_accuracy(path: Path, subjects: Sequence[Subject]) -> list[dict[str, Any
 
 def _names(subject: Subject) -> set[str]:
     """What results files may call it; a model whose backbone or mixer was exchanged has its own name only."""
-    return {subject.name, _stem(subject.source)} if subject.role == "model" else {subject.name}
+    return {subject.name, _stem(subject.source or subject.name)} if subject.role == "model" else {subject.name}
 
 
 def _of_rows(path: Path) -> list[tuple[set[str], dict[str, Any]]]:
@@ -118,10 +118,12 @@ def _of_rows(path: Path) -> list[tuple[set[str], dict[str, Any]]]:
         raise LinescanError(str(error)) from error
     found = []
     for row in rows:
-        if row["kind"] not in KINDS or not isinstance(row["result"], Mapping) or METRIC not in row["result"]:
+        if row["kind"] not in KINDS or not isinstance(row["result"], Mapping) or not isinstance(row["condition"], Mapping):
+            continue
+        result = {key: value for key, value in _numbers(row["result"]).items() if key in METRICS or key.startswith("IoU.")}
+        if METRIC not in result:
             continue
         config = _stem(str(row["condition"].get("config", row["name"])))
-        result = {key: value for key, value in _numbers(row["result"]).items() if key in METRICS or key.startswith("IoU.")}
         condition = {"config": config, **{key: row["condition"][key] for key in CONDITIONS if key in row["condition"]}}
         condition["source"] = row["condition"].get("source") if row["kind"] == "accuracy" else None
         condition["source"] = condition["source"] or f"row of kind {row['kind']} in {_shown(path)}"
