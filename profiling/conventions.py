@@ -1,7 +1,7 @@
 """What published tables of linear-time backbones count under the name of FLOPs.
 
 All of them count multiply-adds (MACs) of convolutions, linear layers and matrix products, and call them FLOPs. They differ in what they
-add. `CONVENTIONS` names the sums, `published_flops` gives them, `PAPERS` says who used which.
+add. `CONVENTIONS` names the sums, `published_flops` gives them, `PAPERS` says which sum reproduces whose numbers.
 """
 
 import difflib
@@ -15,12 +15,19 @@ CONVENTIONS: dict[str, str] = {
     "macs+scans": "multiply-adds, and the element operations of scans",
     "macs+scans+norms": "multiply-adds, the element operations of scans, and as fvcore 5 per element of a layer norm, 2 of a batch norm",
 }
-# Family -> (convention, what else is known of its published numbers at 224 x 224). All count a classifier of 1000 classes.
+# Family -> (convention, what else is known of its published numbers). Images of 224 x 224 pixels and a classifier of 1000 classes, unless
+# it says otherwise; N tokens, C channels. `tests/test_profiling_published.py` holds the counts against the tables.
 PAPERS: dict[str, tuple[str, str]] = {
-    "DeiT": ("macs", "4.6 G for DeiT-S; fvcore with attention counted says 4.608 G, which is macs+scans+norms"),
-    "Vision-RWKV": ("macs+scans", "29 N C per layer"),
-    "VMamba": ("macs+scans+norms", "9 B L D N + B L D per scan, four directions"),
+    "DeiT": ("macs", "4.6 G for DeiT-S; fvcore, once it counts attention, adds the norms and says 4.608 G"),
     "RWKV-SAM": ("macs", "no classifier"),
+    "Vision-RWKV": ("macs+scans", "29 N C per layer"),
+    "VRWKV6": ("macs", "and 305 N C + 224 N per layer for the recurrence, which by its definition is 640 N C (`macs+scans`)"),
+    "VMamba": ("macs+scans+norms", "9 B L D N + B L D for each of four directions"),
+    "VSSD": ("macs+scans+norms", "less the products with the state of all heads but one, which fvcore's own handle of matmul loses"),
+    "Vim": (
+        "macs",
+        "1.5 and 5.1 G for T and S, published by others, are not reproduced: macs are 14 and 5 % less, macs+scans 21 and 16 % more",
+    ),
 }
 
 
