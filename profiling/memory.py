@@ -1,8 +1,9 @@
 """Peak memory of a pass: resident set of a child process on a CPU, the caching allocator's own peak on a GPU.
 
 The allocator of a CPU keeps what was freed, so a second measurement in one process finds its memory already there. Each measurement
-therefore starts a fresh process, and reports by how much the resident set grew at its highest. That process may hold only so much: a model
-that is too large fails alone, and does not take the machine with it.
+therefore starts a fresh process, whose allocator returns large blocks as soon as they are freed, and reports by how much the resident set
+grew at its highest: what the pass needs, not what an allocator keeps for later. That process may hold only so much: a model that is too
+large fails alone, and does not take the machine with it.
 """
 
 import ctypes
@@ -166,6 +167,7 @@ def _child(sender: Connection, task: bytes, shape: tuple[int, ...], dtype: str, 
     try:
         build, argument = pickle.loads(task)
         torch.set_num_threads(threads)
+        _libc("mallopt", -3, 2**17)  # M_MMAP_THRESHOLD, fixed: a large block goes back to the system when it is freed, as on a fresh heap
         _restrict(limit_mib, threads)
         answer = ("result", _resident(build, argument, shape, dtype, mode))
     except Exception as error:
@@ -216,9 +218,13 @@ def _load_libraries(model: nn.Module, x: torch.Tensor, dtype: str, mode: str) ->
         make_step(model, x, dtype=dtype, mode=mode)()
     model.zero_grad(set_to_none=True)
     release(x.device)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it; other C libraries give back what is freed
-    if trim is not None:
-        trim(0)
+    _libc("malloc_trim", 0)
+
+
+def _libc(function: str, *arguments: int) -> None:
+    """Calls a function of glibc's allocator; other C libraries do not keep what is freed, and lack it."""
+    if (call := getattr(ctypes.CDLL(None), function, None)) is not None:
+        call(*arguments)
 
 
 def _on_cuda(

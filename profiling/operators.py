@@ -56,7 +56,7 @@ TABLE: dict[str, str] = {
     "hardshrink softshrink sigmoid log_sigmoid* tanh softplus softsign *softmax* *softmin*",
     "resampling and pooling": "upsample* *pool1d* *pool2d* *pool3d* *grid_sampler* interpolate* affine_grid*",
     "data movement": "copy clone contiguous to to_* cat concat* hstack vstack stack roll flip rot90 pad *_pad *_pad1d *_pad2d *_pad3d "
-    "constant_pad_nd index* unsafe_index* gather scatter* select* slice* narrow* view* unsafe_view reshape* permute transpose t mT mH swapaxes "
+    "constant_pad_nd index* unsafe_index* gather scatter* select* slice* narrow* view* unsafe_view reshape* permute transpose t mT mH "
     "movedim flatten unflatten expand* broadcast_* squeeze unsqueeze as_strided* alias detach empty* new_* zeros* ones* full* zero fill "
     "resize* set set_data unbind split* unsafe_split* chunk tensor_split repeat* tile unfold* fold im2col col2im pixel_shuffle "
     "pixel_unshuffle channel_shuffle item local_scalar_dense arange linspace lift* resolve_* accumulate_grad meshgrid embedding* "
