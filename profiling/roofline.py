@@ -7,6 +7,7 @@ can be faster. `projection_error` says how far off it was where measurements exi
 """
 
 import difflib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -254,11 +255,11 @@ def projection_error(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
         pairs: (measured_ms, estimated_ms), positive.
 
     Raises:
-        ValueError: no pairs, or one that is not positive.
+        ValueError: no pairs, or one that is not positive and finite.
     """
     if not pairs:
         raise ValueError("pairs must hold at least one (measured_ms, estimated_ms), got none")
     for pair in pairs:
-        if not min(pair) > 0:
-            raise ValueError(f"pairs must be positive milliseconds, got {tuple(pair)}")
+        if not all(0 < value < math.inf for value in pair):
+            raise ValueError(f"pairs must be positive, finite milliseconds, got {tuple(pair)}")
     return asdict(Spread.of([measured / estimated for measured, estimated in pairs]))
