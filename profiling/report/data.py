@@ -88,7 +88,7 @@ def _check_row(row: Any, where: str) -> None:
         if missing := [key for key in needed if key not in row[part]]:
             raise ValueError(f"{where}: its {part} lacks {', '.join(missing)}, got {', '.join(row[part]) or 'nothing'}")
     size = row["condition"].get("size")
-    if size is not None and (isinstance(size, str) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size)):
+    if size is not None and not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
         raise ValueError(f"{where}: size must be [height, width] in pixels, got {size!r}")
     for key in set(SPREADS) & set(row["result"]) if row["kind"] != "projection" else ():
         values = row["result"][key]

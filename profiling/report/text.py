@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ABSENT = "–"  # noqa: RUF001 an en dash: not measured
+ABSENT = "-"  # not measured
 
 
 def significant(value: float | None, digits: int = 3) -> str:
