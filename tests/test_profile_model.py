@@ -35,7 +35,7 @@ pytestmark = pytest.mark.xdist_group("profile_model")  # one worker: the tests s
 def test_what_it_prints_and_leaves(done):
     result, out = done
     assert result.returncode == 0, result.stderr[-3000:]
-    assert all(word in result.stdout for word in ("hybrid:test:bi_wkv", "hybrid:test:attention", "ms", "report.html", "rows.json"))
+    assert all(word in result.stdout for word in ("hybrid:test:bi_wkv", "hybrid:test:attention", "ms", "report.html"))
     rows = read_rows(out / "rows.json")
     assert {row["kind"] for row in rows} == {"model", "cost", "speed", "memory", "operators", "projection", "projection_error"}
     assert "profile_model.py" in rows[0]["provenance"]["command"]
@@ -51,6 +51,13 @@ def test_compare_with_itself(done):
     result = tool("--compare", out / "rows.json", out / "rows.json")
     assert result.returncode == 0, result.stderr[-3000:]
     assert "faster" not in result.stdout and "slower" not in result.stdout
+
+
+def test_report_of_rows_that_lie_there(done, tmp_path):
+    _, out = done
+    result = tool("--report", out / "rows.json", "--out", tmp_path / "again")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "again" / "report.md").read_text() == (out / "report.md").read_text()
 
 
 def test_rows_are_added_and_never_overwritten(done):
@@ -92,6 +99,7 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
         (["vim:test", "--device", "cuda:77"], "cuda:77 is not present"),
         (["vim:test", "--eval", "weights.pth"], "--eval: expected a checkpoint for each of the 0 configs"),
         (["vim:test", "--accuracy", "setup.py"], "setup.py"),
+        (["--report", "setup.py"], "setup.py"),
         (["--compare", "nothing.json", "nothing.json"], "nothing.json"),
     ],
 )

@@ -1,7 +1,6 @@
-"""Cost and accuracy of backbones and segmentors, held against a transformer of their scale: python tools/profile_model.py MODEL [MODEL ...].
+"""Cost and accuracy of models, held against a transformer of their scale: python tools/profile_model.py MODEL [MODEL ...] [options].
 
-A MODEL is family:arch[:mixer], such as hybrid:small:bi_wkv or timm:deit_small, or the path of a config. Leaves in --out: rows.json,
-report.html, report.md and the plots as PNG. docs/profiler.md says what each number means.
+A MODEL is family:arch[:mixer] or a config file. Leaves in --out: rows.json, report.html, report.md, PNG plots; see docs/profiler.md.
 
     python tools/profile_model.py hybrid:small:bi_wkv vmamba:tiny --sizes 224,512,1024 --train
     python tools/profile_model.py CONFIG --eval CHECKPOINT
@@ -30,13 +29,14 @@ with quiet_imports():
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(interrupted=False)
     add = parser.add_argument
     add("models", nargs="*", metavar="MODEL", help="family:arch[:mixer] or config file")
     add("--baseline", default="auto", metavar="NAME", help="auto (default): attention twin or nearest transformer; none; or a MODEL")
     add("--controls", action="store_true", help="add the hybrids' twins without long-range mixing (gated_conv, none)")
     add("--sizes", nargs="+", default=["224,512,1024"], metavar="N", help="image sides N or HxW in pixels (default: 224,512,1024)")
-    add("--batch", nargs="+", default=["1"], metavar="N", help="images per pass; max: the largest that fits (default: 1)")
-    add("--dtype", nargs="+", default=["fp32"], metavar="T", help="fp32, bf16, fp16 (the latter two under autocast; default: fp32)")
+    add("--batch", nargs="+", metavar="N", help="images per pass; max: the largest that fits (default: 1; on a GPU 1,8,max)")
+    add("--dtype", nargs="+", default=["fp32"], metavar="T", help="fp32; bf16, fp16 under autocast (default: fp32)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="such as cpu or cuda:0")
     add("--threads", type=int, help="CPU threads (default: all cores)")
     add("--train", action="store_true", help="also the training step: forward, backward and optimizer")
@@ -47,18 +47,13 @@ def parse_args() -> argparse.Namespace:
     add("--no-memory", action="store_true", help="skip the memory measurement")
     add("--no-operators", action="store_true", help="skip the time by operator")
     add("--trace", action="store_true", help="write Chrome traces to OUT/trace")
-    add(
-        "--options",
-        nargs="+",
-        action=DictAction,
-        metavar="K=V",
-        help="constructor arguments of every backbone, cfg_options of every config",
-    )
+    add("--options", nargs="+", action=DictAction, metavar="K=V", help="arguments of every backbone, cfg_options of every config")
     add("--eval", nargs="+", default=[], metavar="CKPT", help="evaluate these checkpoints, one for each config among the models")
     add("--accuracy", nargs="+", default=[], type=Path, metavar="FILE", help="take accuracies from results files")
     add("--project", nargs="+", default=[], metavar="GPU", help="estimate latency and memory on these devices (data sheets)")
     add("--out", type=Path, help="folder for everything that is written (default: work_dirs/profile/<date and time>)")
     add("--append", action="store_true", help="add to the rows that lie in OUT already")
+    add("--report", nargs="+", type=Path, metavar="FILE", help="write a report of these results files, and measure nothing")
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="show what changed between two results files, and measure nothing")
     add("--debug", action="store_true", help="show the traceback of every error")
     return parser.parse_args()
@@ -98,13 +93,19 @@ def measure(args: argparse.Namespace) -> list[dict]:
     if path.exists() and not args.append:
         raise ConfigError(f"--out: {path} is there already; choose another folder, or --append to it")
     rows = read_rows(path) if path.exists() else []
-    baseline = None if args.baseline == "none" else args.baseline
-    chosen = dict(baseline=baseline, with_controls=args.controls, options=args.options)
-    sizes, batches = [size(text) for text in words(args.sizes)], [b if b == "max" else number(b, "batch") for b in words(args.batch)]
-    settings = dict(sizes=sizes, batches=batches, dtypes=words(args.dtype), device=args.device, train=args.train)
-    settings |= dict(rounds=args.rounds, max_seconds=args.max_seconds, tf32=args.tf32, projections=args.project)
-    settings |= dict(memory=not args.no_memory, operators=not args.no_operators, trace=args.out / "trace" if args.trace else None)
-    settings["memory_format"] = "channels_last" if args.channels_last else "contiguous"
+    chosen = dict(baseline=None if args.baseline == "none" else args.baseline, with_controls=args.controls, options=args.options)
+    batches = words(args.batch or (["1,8,max"] if args.device.startswith("cuda") else ["1"]))
+    settings = dict(
+        sizes=[size(text) for text in words(args.sizes)],
+        batches=[text if text == "max" else number(text, "batch") for text in batches],
+        dtypes=words(args.dtype),
+        memory=not args.no_memory,
+        operators=not args.no_operators,
+        trace=args.out / "trace" if args.trace else None,
+        memory_format="channels_last" if args.channels_last else "contiguous",
+        projections=args.project,
+        **{key: getattr(args, key) for key in ("device", "train", "rounds", "max_seconds", "tf32")},
+    )
 
     def keep(row: dict) -> None:
         rows.append(row)
@@ -130,20 +131,19 @@ def main() -> None:
     if args.compare:
         print(report.comparison_table(report.compare_rows(*map(read_rows, args.compare))))
         return
-    if not args.models:
+    if not args.models and not args.report:
         raise ConfigError("name at least one MODEL, such as hybrid:small:bi_wkv or a config file; --help shows the options")
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out = args.out or Path("work_dirs/profile") / datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S")
-    args.interrupted = False
-    rows = measure(args)
+    rows = [row for path in args.report for row in read_rows(path)] if args.report else measure(args)
     if rows:
-        print(report.terminal_table(rows), *report.write_report(rows, args.out), args.out / "rows.json", sep="\n")
+        print(report.terminal_table(rows), *report.write_report(rows, args.out), sep="\n")
     if args.interrupted:
         print("interrupted: the report holds what was measured until then", file=sys.stderr)
         sys.exit(130)
     if failed := [row for row in rows if row["kind"] == "error"]:
-        texts = {f"{row['name']}, {row['condition']['step']}: {row['result']['error']}: {row['result']['message']}" for row in failed}
+        texts = {f"{row['name']}, {row['condition']['step']}: {row['result']['message']}" for row in failed}
         raise ConfigError("not everything could be measured: " + "; ".join(sorted(texts)))
 
 
