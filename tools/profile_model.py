@@ -82,8 +82,7 @@ def accuracy_rows(args: argparse.Namespace, subjects: list) -> list[dict]:
         raise ConfigError(f"--eval: expected a checkpoint for each of the {len(configs)} configs among the models, got {len(args.eval)}")
     rows = [row for path in args.accuracy for row in read_accuracy(path, subjects)]
     for config, checkpoint in zip(configs, args.eval, strict=False):
-        folder = args.out / "evaluation" / Path(config).stem
-        rows.append(evaluate(Path(config), Path(checkpoint), cfg_options=args.options, work_dir=folder))
+        rows.append(evaluate(Path(config), Path(checkpoint), cfg_options=args.options, work_dir=args.out / Path(config).stem))
     return rows
 
 
