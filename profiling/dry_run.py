@@ -2,6 +2,7 @@
 
 In float32 the model lies on PyTorch's meta device. That device has no autocast, so in half precision the tensors are fake ones that claim
 to lie on a CUDA device (none is needed), where autocast casts what it would cast there. The model itself is never touched: a copy runs.
+A model that takes another path on a CPU than elsewhere (`SS2D` of VMamba does) is seen as it runs elsewhere.
 """
 
 import copy

@@ -38,6 +38,7 @@ MAC_FORMULAS: dict[str, tuple[str, Formula]] = {
     "aten::addmm": ("linear", lambda args, out: _product_macs(args[1], out)),
     "aten::bmm": ("matmul", lambda args, out: _product_macs(args[0], out)),
     "aten::baddbmm": ("matmul", lambda args, out: _product_macs(args[1], out)),
+    "aten::addbmm": ("matmul", lambda args, out: args[1].numel() * out.shape[-1]),
     "aten::mv": ("matmul", lambda args, out: _product_macs(args[0], out)),
     "aten::addmv": ("matmul", lambda args, out: _product_macs(args[1], out)),
     "aten::dot": ("matmul", lambda args, out: args[0].numel()),
@@ -63,9 +64,11 @@ _DATA_MOVEMENT = """clone copy _to_copy _reshape_copy contiguous cat stack index
 # Results that hold no argument's numbers: nothing is read to make them.
 _CREATION = """new_zeros zeros zeros_like new_ones ones ones_like full full_like new_full fill zero scalar_tensor arange linspace eye rand
     rand_like randn randn_like randint randperm bernoulli uniform normal native_dropout tril_indices triu_indices"""
-# Nothing is read or written: memory is only reserved or seen in another shape, or the question is about a tensor and not its numbers.
+# Nothing is read or written: memory is only reserved or seen in another shape (in place too, which PyTorch does not call a view), or the
+# question is about a tensor and not its numbers.
 _NO_TRAFFIC = """empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize_ set_ as_strided _unsafe_view
-    _reshape_alias lift_fresh promote_types result_type _local_scalar_dense item is_nonzero"""
+    _reshape_alias lift_fresh squeeze unsqueeze t transpose swapaxes swapdims detach promote_types result_type _local_scalar_dense item
+    is_nonzero"""
 
 
 def _names(group: str) -> frozenset[str]:

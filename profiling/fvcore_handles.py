@@ -6,7 +6,8 @@ resampling to the sum: a transformer looks cheaper than it is (ViT-Ti/16 at 224 
 
     FlopCountAnalysis(model, x).set_op_handle(**fvcore_handles()).total()
 
-fvcore traces a real run, so large inputs cost real time; `count_macs` does not.
+fvcore traces a real run, so large inputs cost real time; `count_macs` does not. What fvcore has no handle for (recurrent layers of
+PyTorch, for example) it still passes over: look at its `unsupported_ops()`. `count_macs` never does.
 """
 
 from collections.abc import Callable
@@ -36,8 +37,7 @@ def fvcore_handles(*, scans: bool = False) -> dict[str, Callable[[list[Any], lis
         scans: count the element operations of scan operators too (29 B T C for Bi-WKV), the convention of Vision-RWKV's tables.
     """
     handles: dict[str, Callable[[list[Any], list[Any]], int]] = {f"aten::{name}": _zero for name in _NOT_COUNTED}
-    handles["aten::scaled_dot_product_attention"] = _attention
-    handles |= {"aten::matmul": _matmul, "aten::mv": _matmul, "aten::dot": _matmul, "aten::einsum": _einsum}
+    handles |= _COUNTED
     for name, formula in SCAN_FORMULAS.items():
         handles[name] = _scan(formula) if scans else _zero
     return handles
@@ -80,6 +80,42 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     if shared <= set(result):
         return 0  # nothing is summed over both factors: an element-wise product
     return prod(sizes[name] for name in shared | set(result))
+
+
+def _added(inputs: list[Any], outputs: list[Any]) -> int:
+    """A matrix product with something added: baddbmm, addmv."""
+    return prod(_shape(outputs[0])) * _shape(inputs[1])[-1]
+
+
+def _tensordot(inputs: list[Any], outputs: list[Any]) -> int:
+    dims = (dim.toIValue() for dim in inputs[2].node().inputs())
+    return prod(_shape(outputs[0])) * prod(_shape(inputs[0])[dim] for dim in dims)
+
+
+def _padded_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """A convolution with padding="same" or "valid", which PyTorch traces under a name of its own."""
+    return prod(_shape(outputs[0])) * prod(_shape(inputs[1])[1:])
+
+
+def _fused_self_attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """nn.MultiheadAttention as PyTorch fuses it for inference: four projections of (B, N, C) and two products with N x N weights."""
+    batch, tokens, channels = _shape(inputs[0])
+    return batch * tokens * channels * (4 * channels + 2 * tokens)
+
+
+_COUNTED = {
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::_native_multi_head_attention": _fused_self_attention,
+    "aten::_convolution_mode": _padded_convolution,
+    "aten::matmul": _matmul,
+    "aten::mv": _matmul,
+    "aten::dot": _matmul,
+    "aten::inner": _matmul,
+    "aten::baddbmm": _added,
+    "aten::addmv": _added,
+    "aten::tensordot": _tensordot,
+    "aten::einsum": _einsum,
+}
 
 
 def _scan(formula: Callable[[list[list[int] | None]], int]) -> Callable[[list[Any], list[Any]], int]:

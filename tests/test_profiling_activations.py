@@ -50,6 +50,28 @@ def test_what_is_kept(function, floats):
     assert activations_by_stage(_Calls(function), (2, 6, 8)) == {"": 4 * (96 + floats)}
 
 
+def test_attention_under_autocast_keeps_what_it_casts():
+    attention = _Calls(lambda y: nn.functional.scaled_dot_product_attention(y, y * 2, y * 3))
+    assert activations_by_stage(attention, (2, 6, 8), "fp16") == {"": 4 * 96 + 2 * 4 * 96 + 4 * 12}
+
+
+@pytest.mark.parametrize("config", [dict(arch="test"), dict(arch="test", mixer="gated_conv"), dict(arch="test", with_cp=True)])
+def test_as_much_as_a_real_forward_pass_keeps(config):
+    model = HybridBackbone(**config).train()
+    seen, kept = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}, []
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in seen:
+            seen.add(tensor.untyped_storage().data_ptr())
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(torch.ones(2, 3, 65, 96))
+    assert len(outputs) == 4
+    assert sum(activations_by_stage(model, (2, 3, 65, 96)).values()) == sum(t.untyped_storage().nbytes() for t in kept) > 0
+
+
 def test_attention_in_a_backbone_grows_with_its_tokens_only():
     small, large = (sum(activations_by_stage(HybridBackbone("test", "attention"), (1, 3, 64 * f, 64)).values()) for f in (1, 4))
     assert large == pytest.approx(4 * small, rel=0.01)

@@ -73,13 +73,34 @@ class _Calls(nn.Module):
         (lambda x: torch.einsum("bct,bdt->bcd", x, x), 2 * 6 * 6 * 8),
         (lambda x: x @ x.mT, 2 * 6 * 6 * 8),
         (lambda x: x @ x.new_ones(8), 2 * 6 * 8),
+        (lambda x: x[0, :, 0] @ x[0], 6 * 8),
+        (lambda x: x[:, None] @ x.new_ones(2, 3, 8, 5), 2 * 3 * 6 * 8 * 5),
+        (lambda x: torch.mv(x[0], x[0, 0]), 6 * 8),
+        (lambda x: torch.addmv(x[0, :, 0], x[0], x[0, 0]), 6 * 8),
+        (lambda x: torch.dot(x[0, 0], x[0, 1]), 8),
+        (lambda x: torch.inner(x[0], x[1]), 6 * 6 * 8),
+        (lambda x: torch.tensordot(x, x, dims=([0, 2], [0, 2])), 2 * 6 * 6 * 8),
+        (lambda x: torch.baddbmm(x.new_ones(2, 6, 6), x, x.mT), 2 * 6 * 6 * 8),
+        (lambda x: nn.functional.linear(x[0, 0], x.new_ones(5, 8)), 5 * 8),
         (lambda x: nn.functional.conv1d(x, x.new_ones(4, 3, 3), groups=2, padding="same"), 2 * 4 * 8 * 3 * 3),
+        (lambda x: nn.functional.conv2d(x[None], x.new_ones(4, 2, 3, 5), padding="same"), 4 * 6 * 8 * 2 * 3 * 5),
         (lambda x: nn.functional.conv_transpose1d(x, x.new_ones(6, 4, 2), stride=2), 2 * 6 * 8 * 4 * 2),
+        (lambda x: nn.functional.conv_transpose2d(x[None], x.new_ones(2, 3, 2, 2), stride=2, groups=2), 2 * 6 * 8 * 3 * 2 * 2),
+        (lambda x: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=x.new_zeros(6, 6)), 2 * 2 * 6 * 6 * 8),
+        (lambda x: nn.functional.scaled_dot_product_attention(x, x[:, :3], x[:, :3, :4]), 2 * 6 * 3 * (8 + 4)),
         (lambda x: nn.functional.softmax(x, -1).cumsum(-1) * 2, 0),
     ],
 )
 def test_functional_calls(function, macs):
-    assert count_macs(_Calls(function), (2, 6, 8)).macs == macs
+    """By fvcore as well, with our handles."""
+    model = _Calls(function)
+    assert count_macs(model, (2, 6, 8)).macs == macs
+    assert _fvcore(model, torch.ones(2, 6, 8), fvcore_handles()).total() == macs
+
+
+def test_addbmm():
+    """fvcore has no handle for it."""
+    assert count_macs(_Calls(lambda x: torch.addbmm(x.new_ones(6, 6), x, x.mT)), (2, 6, 8)).macs == 2 * 6 * 6 * 8
 
 
 def test_operator_without_a_formula_is_named_not_skipped():
@@ -134,6 +155,7 @@ def test_fused_transformer_layers_of_pytorch_are_opened():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     assert count_macs(layer, (1, 10, 16)).macs == 10 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 10 * 10 * 16
     assert torch.backends.mha.get_fastpath_enabled()
+    assert _fvcore(layer.eval(), torch.ones(1, 10, 16), fvcore_handles()).total() == count_macs(layer, (1, 10, 16)).macs
 
 
 @pytest.mark.parametrize(("shape", "error"), [((), ValueError), ((1, 3, 0, 4), ValueError), ((1, 3, 4.0, 4), ValueError), (224, TypeError)])
