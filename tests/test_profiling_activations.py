@@ -125,6 +125,8 @@ def test_bad_input(shape, dtype, error, message):
         activations_by_stage(nn.Linear(8, 8), shape, dtype)
 
 
-def test_what_the_model_refuses_in_training_is_raised():
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        activations_by_stage(nn.BatchNorm2d(3), (1, 3, 1, 1))
+def test_one_image_with_a_pooled_norm():
+    """PyTorch refuses to train it, a user may still ask what it keeps: the image, and a norm's argument, mean and deviation."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4))
+    assert activations_by_stage(model, (1, 3, 5, 7)) == {"0": 4 * 105, "2": 4 * (4 + 8)}
+    assert activations_by_stage(model[2], (2, 4, 5, 7)) == {"": 4 * (280 + 8)}
