@@ -13,6 +13,7 @@ import re
 import signal
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def peak_memory(
         raise ValueError(f"limit_mib must be above 0, got {limit_mib!r}")
     limit_mib = SHARE * available_mib(device) if limit_mib is None else limit_mib
     if device.type == "cuda":
-        result = _on_cuda(build, argument, shape, device, dtype, mode)
+        with memory_errors(device):
+            result = _on_cuda(build, argument, shape, device, dtype, mode)
+        release(device)
     else:
         result = _in_child(build, argument, shape, dtype, mode, threads or torch.get_num_threads(), limit_mib)
     if result["peak_mib"] > limit_mib:
@@ -163,7 +166,8 @@ def _death(code: int) -> str:
 def _child(sender: Connection, task: bytes, shape: tuple[int, ...], dtype: str, mode: str, threads: int, limit_mib: float) -> None:
     """Measures in the child process and sends ("result", numbers), or ("out of memory" or "error", text)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends this process
-    Path("/proc/self/oom_score_adj").write_text("1000")  # if the kernel has to end a process, then this one
+    with suppress(OSError):  # where the system lets it: if the kernel has to end a process, then this one
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         build, argument = pickle.loads(task)
         torch.set_num_threads(threads)
@@ -231,7 +235,7 @@ def _on_cuda(
     build: Callable[[Any], nn.Module], argument: Any, shape: tuple[int, ...], device: torch.device, dtype: str, mode: str
 ) -> dict[str, Any]:
     """The first step settles cuDNN's choice of algorithms, cuBLAS's workspace and the optimizer's state; the second one's peak counts."""
-    with memory_errors(device), torch.cuda.device(device), backend_flags(cudnn_benchmark=True):
+    with torch.cuda.device(device), backend_flags(cudnn_benchmark=True):
         release(device)
         others = torch.cuda.memory_allocated(device)
         model = build(argument).to(device).train(mode == TRAINING)
@@ -244,9 +248,7 @@ def _on_cuda(
         step()
         torch.cuda.synchronize(device)
         peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        result = _as_result(_weights_mib(model), (peak - before) / MIB, (peak - others) / MIB, "CUDA allocator")
-        del model, x, step
-    release(device)
+    result = _as_result(_weights_mib(model), (peak - before) / MIB, (peak - others) / MIB, "CUDA allocator")
     return {**result, "peak_reserved_mib": round(reserved / MIB, 1)}
 
 

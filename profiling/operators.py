@@ -122,11 +122,20 @@ def time_by_operator(
     check_count("passes", passes)
     if trace is not None and not Path(trace).name.endswith(_SUFFIXES):
         raise ValueError(f"trace must end in {' or '.join(_SUFFIXES)}, got {str(trace)!r}")
-    on_gpu = device.type == "cuda"
+    with memory_errors(device):
+        profiler = _profiled(model, shape, device, dtype, mode, passes)
+    if trace is not None:
+        Path(trace).parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(trace))
+    return _times(profiler.events(), device.type == "cuda", passes)
+
+
+def _profiled(model: nn.Module, shape: tuple[int, ...], device: torch.device, dtype: str, mode: str, passes: int) -> profile:
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler reports its stages, and an absent GPU as an error
+    on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     current = torch.cuda.device(device) if on_gpu else nullcontext()
-    with memory_errors(device), current, backend_flags(cudnn_benchmark=on_gpu), borrowed(model, device=device, mode=mode):
+    with current, backend_flags(cudnn_benchmark=on_gpu), borrowed(model, device=device, mode=mode):
         step = make_step(model, make_images(shape, device), dtype=dtype, mode=mode)
         step()
         with profile(activities=activities, acc_events=True) as profiler:
@@ -134,10 +143,7 @@ def time_by_operator(
                 step()
             if on_gpu:
                 torch.cuda.synchronize(device)
-    if trace is not None:
-        Path(trace).parent.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(trace))
-    return _times(profiler.events(), on_gpu, passes)
+    return profiler
 
 
 def _times(events: list[FunctionEvent], on_gpu: bool, passes: int) -> OperatorTimes:

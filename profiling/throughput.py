@@ -125,15 +125,10 @@ def measure_throughput(
         raise ValueError(f"tf32 is a precision of CUDA devices, got tf32=True with device {device}")
     against = _references(models, references or {})
     benchmark = device.type == "cuda"
-    with memory_errors(device), ExitStack() as stack:
-        stack.enter_context(backend_flags(tf32=tf32, cudnn_benchmark=benchmark))
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))  # events are recorded on the current device
-        for model in models.values():
-            stack.enter_context(borrowed(model, device=device, mode=mode, memory_format=memory_format))
-        x = make_images(shape, device, memory_format)
-        steps = {name: make_step(model, x, dtype=dtype, mode=mode) for name, model in models.items()}
-        seconds = interleave(steps, rounds=rounds, warmup=warmup, max_seconds=max_seconds, device=device, progress=progress)
+    condition = dict(dtype=dtype, mode=mode, memory_format=memory_format, flags=dict(tf32=tf32, cudnn_benchmark=benchmark))
+    limits = dict(rounds=rounds, warmup=warmup, max_seconds=max_seconds, progress=progress)
+    with memory_errors(device):
+        seconds = _seconds(models, shape, device, **condition, **limits)
     return {
         name: Throughput(
             name=name,
@@ -152,6 +147,29 @@ def measure_throughput(
         )
         for name, times in seconds.items()
     }
+
+
+def _seconds(
+    models: Mapping[str, nn.Module],
+    shape: tuple[int, ...],
+    device: torch.device,
+    *,
+    dtype: str,
+    mode: str,
+    memory_format: str,
+    flags: Mapping[str, bool],
+    **limits: Any,
+) -> dict[str, list[float]]:
+    """`interleave` of the models' steps. A function of its own: where memory is short, what it holds is freed with its frame."""
+    with ExitStack() as stack:
+        stack.enter_context(backend_flags(**flags))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))  # events are recorded on the current device
+        for model in models.values():
+            stack.enter_context(borrowed(model, device=device, mode=mode, memory_format=memory_format))
+        x = make_images(shape, device, memory_format)
+        steps = {name: make_step(model, x, dtype=dtype, mode=mode) for name, model in models.items()}
+        return interleave(steps, device=device, **limits)
 
 
 def interleave(

@@ -192,7 +192,8 @@ def test_what_cannot_be_trained(model, error, message):
 def test_the_loss_is_the_sum_of_the_mean_squares_in_float32():
     y = torch.full((2, 3), 3.0, dtype=torch.bfloat16, requires_grad=True)
     loss = steps._loss({"a": y, "b": [torch.tensor([1.0, 2.0])], "c": torch.ones(2, dtype=torch.int64)})
-    assert loss.dtype == torch.float32 and loss.item() == 9 + 2.5
+    assert loss.item() == 9 + 2.5
+    assert steps._loss(y).dtype == torch.float32
 
 
 def test_fp16_is_trained_with_a_scaled_loss():
@@ -266,8 +267,9 @@ def test_condition_of_a_row():
     assert row.as_condition() == dict(**expected, cudnn_benchmark=False, reference="a")
 
 
-def test_a_failed_allocation_is_out_of_memory_and_its_tensors_are_freed():
-    held = []
+def test_a_failed_allocation_is_out_of_memory_and_its_tensors_are_freed(monkeypatch):
+    held, when_released = [], []
+    monkeypatch.setattr(steps, "release", lambda device: when_released.append(held[0]()))
 
     class Large(nn.Module):
         def forward(self, x):
@@ -277,7 +279,7 @@ def test_a_failed_allocation_is_out_of_memory_and_its_tensors_are_freed():
 
     with pytest.raises(OutOfMemory, match="allocate"):
         measure_throughput({"a": Large()}, 4)
-    assert held[0]() is None
+    assert when_released == [None]
 
 
 @pytest.mark.parametrize(
