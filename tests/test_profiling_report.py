@@ -236,6 +236,13 @@ def test_a_model_asked_for_that_is_the_twin_of_another_is_its_baseline():
     assert [cells(line)[:2] for line in lines[3:]] == [[SCAN, "model"], [TWIN, "baseline"]]
 
 
+def test_of_repeated_measurements_the_last_counts():
+    rows = make_rows(sizes=(224,))
+    again = [{**row, "result": {**row["result"], "latency_ms": around(50.0)}} for row in rows if row["kind"] == "speed"]
+    assert blocks(terminal_table(rows + again))["224 pixels, forward, fp32, batch 1"][3].count("50.0 (49.0 to 51.5)") == 1
+    assert "| 224 | hybrid:small:bi_wkv | 50.0 (49.0 to 51.5) |" in markdown(rows + again) and "110 (108" not in markdown(rows + again)
+
+
 def test_markdown_tables(rows):
     text = markdown(rows)
     assert "| 512 | hybrid:small:bi_wkv | 573 (562 to 591) | 1.74 | 1.31 (1.28 to 1.35) | hybrid:small:attention |" in text

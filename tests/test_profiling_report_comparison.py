@@ -122,6 +122,16 @@ def test_rows_of_one_run_only():
     ]
 
 
+def test_measurements_of_other_settings_are_not_compared():
+    found = compare_rows([speed(around(9, 8, 10))], [speed(around(9, 8, 10), memory_format="channels_last")])
+    assert [change.verdict for change in found] == ["different conditions", "only before", "only after"]
+
+
+def test_of_repeated_measurements_the_last_counts():
+    twice = [memory(10.0), memory(50.0)]
+    assert verdicts(twice, [memory(50.0)]) == {("memory", "peak_mib"): "no change beyond noise"}
+
+
 def test_rounds_are_no_part_of_the_match():
     assert verdicts([speed(around(9, 8, 10))], [speed(around(9, 8, 10), rounds=3)])["speed", "latency_ms"] == "no change beyond noise"
 
@@ -134,14 +144,15 @@ def test_rounds_are_no_part_of_the_match():
         ([failed("speed")], [failed("speed")], "same"),
         ([failed("speed")], [failed("speed", "ValueError")], "other error"),
         ([memory(10.0)], [failed("error", "ValueError", step="memory")], "error appeared"),
-        ([failed("error", "ValueError", step="cost")], [memory(10.0)], "error vanished"),
+        ([failed("error", "ValueError", step="memory")], [memory(10.0)], "error vanished"),
         ([memory(10.0)], [memory(10.0), failed("speed")], "error appeared"),
         ([speed(around(9, 8, 10), batch=37, largest_batch=True)], [failed("speed", largest_batch=True)], "error appeared"),
     ],
 )
 def test_errors(before, after, verdict):
-    found = [change for change in compare_rows(before, after) if change.quantity == "error"]
-    assert [change.verdict for change in found] == [verdict]
+    found = compare_rows(before, after)
+    assert [change.verdict for change in found if change.quantity == "error"] == [verdict]
+    assert "row" not in [change.quantity for change in found], "the measurement and its failure are one change"
 
 
 def changed(row, *path, value):

@@ -1,6 +1,8 @@
 """Slopes of power laws, Pareto fronts, and how numbers and names are written."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -110,3 +112,9 @@ def test_short_names_are_different_and_short():
     assert len(set(shorts.values())) == 3 and max(map(len, shorts.values())) <= 20
     assert short_names(["a" * 50]) == {"a" * 50: shortened("a" * 50, 32)}
     assert len(shortened("abcdefgh", 5)) == 5 and shortened("abcdefgh", 5) == "ab…gh" and shortened("abc", 5) == "abc"
+
+
+def test_importing_the_report_loads_no_matplotlib():
+    code = "import sys, linescan.profiling.report; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
