@@ -85,9 +85,9 @@ def _with_mixer(subject: Subject, twin: dict[str, Any], **described: str) -> Sub
     """The subject with the backbone `twin`, which differs in the mixer alone."""
     backbones = registry()
     named = backbones.name_of(twin)
-    # A name that the user gave, or that says less than the config, goes on in front of what differs.
+    # A name that the user chose, or that is the twin's too (a pattern is not in a name), goes on in front of what differs.
     own = not _is_part(subject) and named is not None and subject.name in (subject.source, backbones.name_of(subject.config))
-    name = named if own else f"{subject.name}, mixer={twin['mixer']}"
+    name = named if own and named != subject.name else f"{subject.name}, mixer={twin['mixer']}"
     found = _exchanged(subject, twin, name, **described)
     skeleton(found)
     return found

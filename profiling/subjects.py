@@ -63,10 +63,19 @@ class Subject:
 
 
 def registry() -> Registry:
-    """linescan's registry of backbones, found as MMEngine's child registry of that scope."""
+    """linescan's registry of backbones, found as MMEngine's child registry of that scope.
+
+    Raises:
+        LinescanError: an installed package announces a backbone that cannot be loaded.
+    """
     with quiet_imports():
         import_modules_from_strings(OURS)
-    return MODELS.children["linescan"]
+    backbones = MODELS.children["linescan"]
+    try:
+        backbones.names()
+    except ImportError as error:
+        raise LinescanError(str(error)) from error
+    return backbones
 
 
 def resolve(
@@ -161,10 +170,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _from_name(source: str, options: dict[str, Any]) -> Subject:
+    backbones = registry()
     try:
-        backbones = registry()
         config = backbones.named_config(source, options)
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         stems = {path.stem: _shown(path) for path in _config_files()}
         near = [stem for stem in stems if ":" not in source and source and stem.startswith(source)][:3]
         near = near or ([] if ":" in source else difflib.get_close_matches(source, stems, n=3, cutoff=0.6))

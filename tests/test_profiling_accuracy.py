@@ -69,6 +69,15 @@ def test_an_evaluation_is_the_one_written_out_here(shapes, tmp_path, monkeypatch
     assert read_accuracy(tmp_path / "rows.json", [resolve(config)]) == [row]
 
 
+def test_the_metric_of_mmsegmentation_reports_every_class_too(shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, options, checkpoint, model = shapes
+    plain = {"test_evaluator": dict(_delete_=True, type="IoUMetric", iou_metrics=["mIoU"])}
+    row = evaluate(config, checkpoint, cfg_options={**options, **plain}, work_dir=tmp_path / "run")
+    by_class, _ = iou_by_hand(model, tmp_path / "shapes")
+    assert {name for name in row["result"] if name.startswith("IoU.")} == {f"IoU.{name}" for name in by_class}
+
+
 def test_other_metrics_are_kept_and_undefined_ones_left_out(tmp_path, monkeypatch):
     config = tmp_path / "toy.py"
     toy_config(tmp_path / "run").dump(config)

@@ -57,7 +57,7 @@ def parameters(name: str) -> int:
         ("hybrid:test:bi_wkv", dict(mlp_ratio=2, extra_level=True), "hybrid:test:attention"),
         ("hybrid:test", {}, "hybrid:test:attention"),
         ("hybrid:test:none", {}, "hybrid:test:attention"),
-        ("hybrid:test:attention", dict(pattern=dict(bi_wkv=(1,))), "hybrid:test:attention"),
+        ("hybrid:test:attention", dict(pattern=dict(bi_wkv=(1,))), "hybrid:test:attention, mixer=attention"),
         ("hybrid:test:attention", {}, None),
         ("timm:deit_small", {}, None),
         ("timm:swin_base_patch4_window7_224.ms_in1k", {}, None),
@@ -254,12 +254,14 @@ def test_necks_and_auxiliary_heads_come_along():
 
 
 @pytest.mark.parametrize(
-    "backbone", [dict(type="linescan.VMamba", arch="test", out_indices=(3,)), dict(type="linescan.Vim", arch="test", out_indices=(1,))]
+    ("backbone", "pool"),
+    [
+        (dict(type="linescan.VMamba", arch="test", out_indices=(3,)), "mean"),
+        (dict(type="linescan.Vim", arch="test", out_indices=(1,)), "mean"),
+        (dict(type="linescan.Vim", arch="test", out_indices=(1,)), "class_token"),
+    ],
 )
-@pytest.mark.parametrize("pool", ["mean", "class_token"])
 def test_classifiers(backbone, pool):
-    if pool == "class_token" and backbone["type"] == "linescan.VMamba":
-        pytest.skip("VMamba has no class token")
     resolve("vim:test")  # registers the backbones
     subject = Subject(
         "classifier",

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
@@ -221,6 +222,26 @@ def test_a_constructor_that_computes_with_values_is_checked_on_the_cpu(register)
             self.conv, self.out_channels, self.out_strides = nn.Conv2d(3, 1, 1), (1,), (1,)
 
     assert skeleton(resolve("values", options=dict(rate=1.0))).rates == [0, 0.5, 1]
+
+
+def test_a_constructor_may_change_its_arguments(register):
+    """MMSegmentation's pop from them; the subject builds again all the same."""
+
+    @register()
+    class Popping(nn.Module):
+        def __init__(self, widths: dict) -> None:
+            super().__init__()
+            self.out_channels, self.out_strides = (widths.pop("first"),), (1,)
+
+    subject = resolve(dict(type="linescan.Popping", widths=dict(first=3)))
+    assert build(subject).out_channels == build(subject).out_channels == (3,)
+
+
+def test_a_broken_package_is_named(monkeypatch):
+    point = EntryPoint("gone", "linescan_no_such_module", "linescan.backbones")
+    monkeypatch.setattr("linescan.backbones.registry.entry_points", lambda group: [point])
+    with pytest.raises(LinescanError, match=r"'gone = linescan_no_such_module'.*ModuleNotFoundError"):
+        resolve("vim:test")
 
 
 def test_a_wrong_arch_of_a_stranger_is_told_the_near_ones(stranger):
