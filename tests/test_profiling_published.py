@@ -72,7 +72,7 @@ def _interpolated(macs_224: int, macs_1024: int, *, size: int) -> float:
     return tokens * (low + (high - low) * (tokens - 14**2) / (64**2 - 14**2))
 
 
-@pytest.mark.parametrize("layout", MIXERS)
+@pytest.mark.parametrize("layout", ["transformer", "rwkv_mbconv"])
 def test_the_middle_size_is_interpolated_exactly(layout):
     counts = [count_macs(hybrid("tiny", layout, 2), (1, 3, size, size)).macs for size in (224, 512, 1024)]
     assert _interpolated(counts[0], counts[2], size=512) == pytest.approx(counts[1], rel=1e-12)
