@@ -262,8 +262,10 @@ class Session:
     def estimate(self, name: str, size: tuple[int, int], batch: int, dtype: str, device: Device) -> Row:
         model = self.models[name]
         weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-        count = count_macs(model, (batch, self.settings.channels, *size))
-        return project(count, device, dtype=dtype, weights_bytes=weights).as_result()
+        count = count_macs(model, (batch, self.settings.channels, *size), dtype=dtype)
+        # A CPU has no TF32; there the setting changes nothing.
+        precision = "tf32" if dtype == "fp32" and self.settings.tf32 and "tf32" in device.peak_flops else dtype
+        return project(count, device, dtype=precision, weights_bytes=weights).as_result()
 
     def attempt(self, kind: str, name: str, condition: Row, measure: Callable[[], Any]) -> Row:
         """The row of what `measure` gives. Out of memory is a result too; any other failure becomes a row of kind "error"."""

@@ -156,7 +156,8 @@ def test_time_by_operator_is_taken_at_the_first_batch():
 
 
 def test_projection_and_its_error_where_it_can_be_compared():
-    rows = profile(["vim:test"], baseline=None, **{**QUICK, "projections": ["A100-SXM4-80GB"]})
+    rows = profile(["vim:test"], baseline=None, **{**QUICK, "projections": ["A100-SXM4-80GB"], "dtypes": ["fp32", "bf16"]})
+    assert [row["condition"]["dtype"] for row in rows if row["kind"].startswith("projection")] == ["fp32", "bf16"] * 2
     projection, error = (next(row for row in rows if row["kind"] == kind) for kind in ("projection", "projection_error"))
     assert projection["condition"]["device"] == "A100-SXM4-80GB" and projection["result"]["latency_ms"] > 0 and projection["result"]["fits"]
     assert error["condition"]["rows"] == 1 and error["result"]["measured_over_estimated"]["median"] > 0
