@@ -158,8 +158,8 @@ def _death(code: int) -> str:
     if code < 0:
         return f"the child process was ended by {signal.Signals(-code).name}"
     return (
-        f"the child process ended with exit code {code} before it could measure; a script that measures memory must guard its own work by "
-        'if __name__ == "__main__":, since the child process imports it'
+        f"the child process ended with exit code {code} before it could measure, its traceback says why; a script that measures memory "
+        'must guard its own work by if __name__ == "__main__":, since the child process imports it'
     )
 
 
