@@ -31,9 +31,10 @@ from .throughput import Throughput, measure_throughput
 
 OUT_OF_MEMORY = "out of memory"
 Row = dict[str, Any]
-# Passes before the timed ones, passes under the profiler, what a measurement of memory costs in passes, and what the start of a child
-# process costs in multiply-adds: the last two only weigh the progress.
-WARMUP, PROFILED, IN_CHILD, CHILD_START = 2, 3, 2, 1e11
+# Passes before the timed ones and passes under the profiler; of passes that take seconds (by their multiply-adds), one is enough.
+WARMUP, PROFILED, LONG = 3, 3, 1e11
+# What only weighs the progress: a measurement of memory in passes, the start of its child process in multiply-adds.
+IN_CHILD, CHILD_START = 2, 1e11
 
 
 def profile(
@@ -132,13 +133,21 @@ class Session:
     def plan(self) -> list[tuple[tuple[int, int], str, str, int | str, float]]:
         """(size, dtype, mode, batch, weight) of what is timed; the weights are for the estimate of the time that is left."""
         settings, conditions = self.settings, []
-        passes = settings.rounds + WARMUP + PROFILED * settings.operators + IN_CHILD * settings.memory
         for size, dtype, mode, batch in itertools.product(settings.sizes, settings.dtypes, settings.modes, settings.batches):
             names = [name for name, counted in self.macs if counted == size]
-            work = sum(self.work(name, size, batch, mode) for name in names) * passes + CHILD_START * len(names) * settings.memory
+            work = 0.0
+            for name in names:
+                passes = settings.rounds + self.passes(WARMUP, names, size, batch, mode) + IN_CHILD * settings.memory
+                passes += settings.operators * (1 + self.passes(PROFILED, names, size, batch, mode))
+                work += passes * self.work(name, size, batch, mode) + CHILD_START * settings.memory
             if names:
                 conditions.append((size, dtype, mode, batch, work))
         return conditions
+
+    def passes(self, number: int, names: Sequence[str], size: tuple[int, int], batch: int | str, mode: str) -> int:
+        """`number`, or one where a pass of the slowest takes long on a CPU."""
+        longest = max((self.work(name, size, batch, mode) for name in names), default=0.0)
+        return 1 if longest > LONG and self.settings.device == "cpu" else number
 
     def work(self, name: str, size: tuple[int, int], batch: int | str, mode: str) -> float:
         """Multiply-adds of one pass; a training step costs about three forward passes."""
@@ -186,9 +195,10 @@ class Session:
         if settings.operators and batch == settings.first_batch:
             for name in [row["name"] for row in rows if "error" not in row["result"]]:
                 where["trace"] = self.trace_file(name, condition)
-                timed = partial(time_by_operator, self.models[name], size, batch, passes=PROFILED, **where)
+                where["passes"] = self.passes(PROFILED, [name], size, batch, mode)
+                timed = partial(time_by_operator, self.models[name], size, batch, **where)
                 yield self.attempt("operators", name, condition, lambda timed=timed: timed().as_result())
-                self.progress.advance(PROFILED * self.work(name, size, batch, mode))
+                self.progress.advance((1 + where["passes"]) * self.work(name, size, batch, mode))
 
     def largest_batch_rows(self, name: str, size: tuple[int, int], dtype: str, mode: str) -> Iterator[Row]:
         """Speed at the largest batch that fits. A model has the memory for itself, so it is timed alone and has no ratio."""
@@ -208,7 +218,8 @@ class Session:
     def speed_rows(self, names: Sequence[str], size: tuple[int, int], condition: Row, *, largest: bool = False) -> Iterator[Row]:
         """One interleaved group. Where it fails, each model is tried alone, and those that run form the group."""
         settings = self.settings
-        limits = dict(rounds=settings.rounds, warmup=WARMUP, max_seconds=settings.max_seconds)
+        warmup = self.passes(WARMUP, names, size, condition["batch"], condition["mode"])
+        limits = dict(rounds=settings.rounds, warmup=warmup, max_seconds=settings.max_seconds)
         try:
             speeds = self.timed(names, size, condition, **limits)
         except Exception:
