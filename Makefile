@@ -4,13 +4,17 @@ BIN := .venv/bin
 # A hybrid backbone and its transformer twin; the first is the reference of the speed ratios.
 QUICKSTART := $(foreach mixer,bi-wkv attention,configs/shapes/hybrid-$(mixer)-test_segformer_1xb8-400_shapes-128x128.py)
 
-.PHONY: quickstart test compile-report lint versions clean
+.PHONY: quickstart test tables compile-report lint versions clean
 
 quickstart: .venv/.installed
 	$(BIN)/python tools/compare.py $(QUICKSTART) --out work_dirs/quickstart --fresh
 
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadgroup
+
+# The tables of README and docs, from results/; a test fails where they disagree.
+tables: .venv/.installed
+	$(BIN)/python tools/make_tables.py
 
 # Every Triton kernel for every architecture, five to ten minutes of one core; the tests compile for all architectures what has changed.
 compile-report: .venv/.installed

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from linescan.profiling.tables import TABLES, refresh
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*/README.md"), *(ROOT / "kernels").glob("*/README.md")]
@@ -43,3 +45,33 @@ def test_links_lead_somewhere(page):
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tables_are_what_their_rows_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert refresh(text, ROOT) == text, "make tables writes them anew"
+
+
+def test_every_kind_of_table_stands_on_a_page():
+    used = {name for page in PAGES for name in re.findall(r"<!-- table: (\w+)", page.read_text(encoding="utf-8"))}
+    assert set(TABLES) - used == {"comparison"}, "comparison is what tools/compare.py writes"
+
+
+def test_a_table_that_disagrees_is_written_anew():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    wrong = text.replace("| mIoU, % | 43.4 |", "| mIoU, % | 99.9 |")
+    assert wrong != text and refresh(wrong, ROOT) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("<!-- table: sumary results/quickstart/results.json -->\n<!-- end of table -->", "did you mean summary"),
+        ("<!-- table: summary results/quickstart/results.json -->\n| a |\n", "end of table"),
+        ("<!-- table: summary -->\n<!-- end of table -->", "end of table"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_an_error(text, error):
+    with pytest.raises(ValueError, match=error):
+        refresh(text, ROOT)

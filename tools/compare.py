@@ -24,6 +24,7 @@ with quiet_imports():
 
     from linescan.profiling import count_macs, count_parameters, measure_throughput, measurement_row, write_rows
     from linescan.profiling.curves import plot_curves
+    from linescan.profiling.tables import comparison
     from linescan.segmentation.datasets.loading import read_pixels
     from linescan.segmentation.inference import Predictor
     from linescan.segmentation.visualization import draw_sheet
@@ -69,24 +70,6 @@ def collect(args: argparse.Namespace) -> tuple[dict[str, Predictor], list[dict]]
     return predictors, rows
 
 
-def format_table(rows: list[dict]) -> str:
-    """Markdown: one line per model, then the IoU of every class."""
-    results = [row["result"] for row in rows]
-    classes = [key for key in results[0] if key.startswith("IoU.")]
-    pair = [("linked or free disc told apart, %", "pair_accuracy")] if any("pair_accuracy" in r for r in results) else []
-    lines = [("", [row["name"] for row in rows]), ("mIoU, %", [f"{r['mIoU']:.1f}" for r in results])]
-    lines += [(title, [f"{r[key]:.1f}" if key in r else "undefined" for r in results]) for title, key in pair]
-    lines += [
-        ("parameters, M", [f"{r['parameters'] / 1e6:.3f}" for r in results]),
-        ("MACs, G", [f"{r['gmacs']:.3f}" for r in results]),
-        ("images/s, median (p20 to p80)", ["{median:.1f} ({p20:.1f} to {p80:.1f})".format(**r["images_per_s"]) for r in results]),
-        ("training, s (processor s)", [f"{r['train_seconds']:.0f} ({r['train_cpu_seconds']:.0f})" for r in results]),
-    ]
-    lines += [(name, [f"{r[name]:.1f}" if name in r else "absent" for r in results]) for name in classes]
-    cells = [f"| {title} | {' | '.join(values)} |" for title, values in lines]
-    return "\n".join([cells[0], "|---" * (len(rows) + 1) + "|", *cells[1:]]) + "\n"
-
-
 def draw(args: argparse.Namespace, predictors: dict[str, Predictor]) -> None:
     """`sheet.png` and `curves.png`."""
     dataset = DATASETS.build(load_config(args.configs[0], cfg_options=args.cfg_options).test_dataloader.dataset)
@@ -111,7 +94,7 @@ def main() -> None:
     predictors, rows = collect(args)
     draw(args, predictors)
     write_rows(args.out / "results.json", rows)
-    table = format_table(rows)
+    table = comparison(rows)
     write_text(args.out / "table.md", table)
     print(f"\n{table}\nIn {args.out}: sheet.png, curves.png, table.md, results.json, and per model checkpoints, logs and metrics.json")
 

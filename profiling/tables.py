@@ -1,0 +1,159 @@
+"""Tables of README and docs, written from committed rows.
+
+A page names the table and the results files in a comment, and the table stands below it:
+
+    <!-- table: far_context results/shapes/far_context_192x192_cpu.json -->
+    | ...
+    <!-- end of table -->
+
+`refresh` writes all tables of a page anew (tools/make_tables.py); a test fails where a page and its rows disagree.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+_BLOCK = re.compile(r"(?P<head><!-- table: (?P<name>\w+) (?P<files>\S+(?: \S+)*) -->\n)(?P<body>.*?)(?P<end><!-- end of table -->)", re.S)
+_OPENING = "<!-- table:"
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {}
+# How the pages call a token mixer, an operator and a backend.
+MIXERS = {
+    "bi-wkv": "Bi-WKV",
+    "bi_wkv": "Bi-WKV",
+    "attention": "attention",
+    "none": "none (control)",
+    "gated-conv": "gated convolution (control)",
+}
+OPERATORS = {"bi_wkv": "Bi-WKV", "selective_scan": "selective scan, 16 states"}
+BACKENDS = {"c": "C, built on first use", "torch": "PyTorch"}
+
+
+def refresh(text: str, root: Path) -> str:
+    """The text of a page with every table made from the files that its comment names.
+
+    Args:
+        text: Markdown.
+        root: the folder that the file names start from.
+
+    Raises:
+        ValueError: an unknown table, or a comment without its end.
+        FileNotFoundError: no such results file.
+    """
+    if text.count(_OPENING) != len(_BLOCK.findall(text)):
+        raise ValueError(f"every '{_OPENING} NAME FILE ... -->' needs an '<!-- end of table -->' below it, and nothing else on its line")
+
+    def written(block: re.Match) -> str:
+        if block["name"] not in TABLES:
+            near = difflib.get_close_matches(block["name"], TABLES, n=1)
+            raise ValueError(
+                f"unknown table {block['name']!r}{f', did you mean {near[0]}?' if near else ''}; there are {', '.join(TABLES)}"
+            )
+        rows = [row for file in block["files"].split() for row in json.loads((root / file).read_text(encoding="utf-8"))]
+        return block["head"] + TABLES[block["name"]](rows) + block["end"]
+
+    return _BLOCK.sub(written, text)
+
+
+def table(render: Callable[[Sequence[Row]], str]) -> Callable[[Sequence[Row]], str]:
+    """Registers a function from rows to Markdown under its name."""
+    TABLES[render.__name__] = render
+    return render
+
+
+def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    cells = [f"| {' | '.join(row)} |" for row in (head, *body)]
+    return "\n".join([cells[0], "|---" * len(head) + "|", *cells[1:]]) + "\n"
+
+
+def spread(value: Mapping[str, float], form: str = ".2f") -> str:
+    """Median with the 20th and 80th percentile."""
+    return f"{value['median']:{form}} ({value['p20']:{form}} to {value['p80']:{form}})"
+
+
+@table
+def summary(rows: Sequence[Row]) -> str:
+    """What tools/compare.py measured, one column per model."""
+    return lines(["", *(row["name"] for row in rows)], _summary([row["result"] for row in rows]))
+
+
+@table
+def comparison(rows: Sequence[Row]) -> str:
+    """The summary, and the IoU of every class."""
+    results = [row["result"] for row in rows]
+    classes = [key for key in results[0] if key.startswith("IoU.")]
+    by_class = [[name, *(f"{r[name]:.1f}" if name in r else "absent" for r in results)] for name in classes]
+    return lines(["", *(row["name"] for row in rows)], _summary(results) + by_class)
+
+
+def _summary(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    body = [["mIoU, %", *(f"{r['mIoU']:.1f}" for r in results)]]
+    if any("pair_accuracy" in r for r in results):
+        body.append(
+            ["linked or free disc told apart, %", *(f"{r['pair_accuracy']:.1f}" if "pair_accuracy" in r else "undefined" for r in results)]
+        )
+    return body + [
+        ["parameters, M", *(f"{r['parameters'] / 1e6:.3f}" for r in results)],
+        ["MACs, G", *(f"{r['gmacs']:.3f}" for r in results)],
+        ["images/s, median (p20 to p80)", *(spread(r["images_per_s"], ".1f") for r in results)],
+        ["training, s (processor s)", *(f"{r['train_seconds']:.0f} ({r['train_cpu_seconds']:.0f})" for r in results)],
+    ]
+
+
+@table
+def far_context(rows: Sequence[Row]) -> str:
+    """The shapes data: what each token mixer learned about far discs."""
+    head = [
+        "token mixer",
+        "mIoU, %",
+        "linked or free told apart, %",
+        "IoU linked",
+        "IoU free",
+        "backbone, M",
+        "GMACs",
+        "training, processor min",
+    ]
+    body = []
+    for row in rows:
+        r = row["result"]
+        scores = [f"{r[key]:.1f}" for key in ("mIoU", "pair_accuracy", "IoU.linked disc", "IoU.free disc")]
+        cost = [f"{r['backbone_parameters'] / 1e6:.3f}", f"{r['gmacs']:.3f}", f"{r['train_cpu_seconds'] / 60:.0f}"]
+        body.append([MIXERS[re.match(r"hybrid-(.+)-test", row["name"])[1]], *scores, *cost])
+    return lines(head, body)
+
+
+@table
+def macs(rows: Sequence[Row]) -> str:
+    """Multiply-adds by image size, and the operations of scans at the largest."""
+    sizes = sorted({row["condition"]["input_shape"][-1] for row in rows})
+    by_name: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], {})[row["condition"]["input_shape"][-1]] = row["result"]
+    head = ["backbone (MLP ratio 2)", "parameters, M", f"GMACs {sizes[0]}", *map(str, sizes[1:]), f"scan operations at {sizes[-1]}, G"]
+    body = []
+    for name, found in by_name.items():
+        family, arch, mixer = name.split(":")
+        gmacs = [f"{found[size]['gmacs']:.{1 if found[size]['gmacs'] >= 20 and size == sizes[-1] else 2}f}" for size in sizes]
+        parameters = f"{found[sizes[0]]['parameters'] / 1e6:.2f}"
+        body.append([f"{family} {arch}, {MIXERS[mixer]}", parameters, *gmacs, f"{found[sizes[-1]]['scan_gops']:.2f}"])
+    return lines(head, body)
+
+
+@table
+def operators(rows: Sequence[Row]) -> str:
+    """Time of scans on 4096 tokens of width 384 relative to softmax attention, C before PyTorch."""
+    ratios = {
+        (row["op"], row["provider"], row["mode"]): row["median"]
+        for row in rows
+        if row["metric"] == "ratio_to_sdpa" and row["shape"] in ([1, 4096, 384], [1, 384, 4096, 16, 1])
+    }
+    body = []
+    for op in dict.fromkeys(op for op, _, _ in ratios):
+        for number, backend in enumerate(b for b in BACKENDS if (op, b, "fwd") in ratios):
+            shown = [f"{ratios[op, backend, mode]:.2g}" for mode in ("fwd", "fwdbwd")]
+            body.append(["" if number else OPERATORS[op], BACKENDS[backend], *shown])
+    return lines(["operator", "backend", "forward", "forward and backward"], body)
