@@ -172,6 +172,15 @@ def test_stage_depth():
         count.by_stage(0)
 
 
+def test_evaluation_mode_is_counted_and_the_model_keeps_its_own():
+    class Auxiliary(nn.Linear):
+        def forward(self, x):
+            return super().forward(super().forward(x) if self.training else x)
+
+    model = Auxiliary(8, 8).train()
+    assert count_macs(model, (4, 8)).macs == 4 * 8 * 8 and model.training
+
+
 def test_a_model_that_needs_values_can_run_on_the_cpu():
     model = nn.Sequential(_Calls(lambda x: x[: int(x.abs().sum().item()) + 2]), nn.Linear(4, 4))
     assert count_macs(model, (5, 4), device="cpu").macs == 2 * 4 * 4
