@@ -10,7 +10,7 @@ from torch import nn
 from .memory import MIB, available_mib, peak_memory
 from .steps import OutOfMemory, check_condition, check_count
 
-CLOSE = 0.05  # a better prediction is not tried where it is larger by less than this share
+CLOSE = 0.05  # the search on a CPU ends where no batch larger by more than this share can fit, or is predicted to
 
 
 def largest_batch(
@@ -69,7 +69,7 @@ def _predict(take_mib: Callable[[int], float | None], limit_mib: float, maximum:
     if first is None or maximum == 1:
         return 0 if first is None else 1
     good, bad, batch, missed = 1, maximum + 1, 2, False
-    while good < batch < bad:
+    while good < batch < bad and bad - 1 > (1 + CLOSE) * good:
         taken = take_mib(batch)
         if taken is None:  # a little less, and where that fails too, the line is of no use
             bad, batch, missed = batch, (good + batch) // 2 if missed else max(int(0.9 * batch), good + 1), True
