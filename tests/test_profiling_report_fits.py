@@ -100,7 +100,7 @@ def test_breakdown_keeps_the_largest_in_their_order():
     parts = {"stem": 1e6, "": 2e6, **{f"s{i}": (i + 3) * 1e6 for i in range(4)}}
     assert breakdown(parts, 1e6, most=6).startswith("stem 1.00, (the model itself) 2.00, s0 3.00")
     assert breakdown(parts, 1e6, most=2) == "s2 5.00, s3 6.00, 4 more 10.0"
-    assert breakdown({}, 1e6) == ""
+    assert breakdown({}, 1e6) == "" and breakdown({"a": 0, "b": 1e6}, 1e6) == "b 1.00"
 
 
 def test_short_names_are_different_and_short():

@@ -66,6 +66,23 @@ def test_no_slope_from_one_size_and_no_plot_without_two():
     assert plots.memory(Report(rows)) is None and bars.operators(Report(rows)) is None
 
 
+def test_a_peak_that_rounds_to_zero_is_left_out():
+    setting = {"batch": 1, "dtype": "fp32", "mode": "forward"}
+    peaks = {224: 0.0, 512: 4.0, 1024: 16.0}
+    rows = [make_row("memory", "a", {"size": [side, side], **setting}, {"peak_mib": peak}) for side, peak in peaks.items()]
+    (axes,) = plots.memory(Report(rows)).axes
+    assert list(axes.get_lines()[0].get_xdata()) == [512.0, 1024.0] and texts(axes) == ["a, slope 1.00"]
+
+
+def test_the_legend_is_clear_of_the_axis():
+    for sizes in (SIZES, ((500, 500), (512, 512))):  # close sizes are written at an angle
+        figure = plots.latency(Report(make_rows(sizes=sizes)))
+        figure.draw_without_rendering()
+        (axes,), renderer = figure.axes, figure.canvas.get_renderer()
+        label = axes.xaxis.label.get_window_extent(renderer)
+        assert not axes.get_legend().get_window_extent(renderer).overlaps(label)
+
+
 def test_out_of_memory_is_a_cross_in_the_colour_of_the_model():
     lost = {"size": [2048, 2048], "batch": 1, "dtype": "fp32", "mode": "forward"}
     rows = [row for row in make_rows() if not (row["kind"] == "speed" and row["name"] == "twin" and row["condition"]["size"][0] == 2048)]

@@ -90,6 +90,7 @@ def _largest_parts(panels: Mapping[str, Bars]) -> list[str]:
             total = sum(values.values()) or 1
             for part, value in values.items():
                 share[part] = max(share.get(part, 0), value / total)
+    share = {part: largest for part, largest in share.items() if largest}
     kept = sorted(share, key=lambda part: -share[part])[: MOST if len(share) <= MOST else MOST - 1]
     return in_usual_order(part for part in share if part in kept) + ([REST] if len(share) > MOST else [])
 

@@ -67,6 +67,7 @@ def _draw_panel(
     for name in report.ordered:
         rows = {size: row for size in sizes if (row := report.find(kind, name, size, setting))}
         points = {size: values(row) for size, row in rows.items() if "error" not in row["result"]}
+        points = {size: point for size, point in points.items() if min(point) > 0}  # a peak may round to zero, which has no logarithm
         look = style[name]
         if points:
             _draw_line(axes, points, look)
@@ -79,8 +80,25 @@ def _draw_panel(
         axes.plot([], [], marker="x", linestyle="", color="#555555", markersize=8, markeredgewidth=2, label="out of memory")
         low, high = axes.get_ylim()  # room for the crosses above the lines
         axes.set_ylim(low, high * (high / low) ** 0.15)
-    slopes = "slope: exponent of the number of pixels"
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False, fontsize=8, handlelength=3, title=slopes, title_fontsize=8)
+    _legend_below(axes)
+
+
+def _legend_below(axes: "Axes") -> None:
+    """A legend under the label of the x axis, at a distance in inches: the height of a panel changes with the figure."""
+    from matplotlib.transforms import ScaledTranslation
+
+    turned = any(label.get_rotation() for label in axes.get_xticklabels())
+    place = axes.transAxes + ScaledTranslation(0, -0.85 if turned else -0.5, axes.figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=place,
+        frameon=False,
+        fontsize=8,
+        handlelength=3,
+        title="slope: exponent of the number of pixels",
+        title_fontsize=8,
+    )
 
 
 def _draw_line(axes: "Axes", points: dict[Size, Sequence[float]], look: Look) -> None:

@@ -9,6 +9,7 @@ from .style import in_usual_order
 from .text import ABSENT, breakdown, listed, one_line, scaled, significant, size_text, spread
 
 MIB = 2**20
+SLOWEST = 6  # operators named for each model; the rows have more
 
 
 @dataclass(frozen=True)
@@ -255,13 +256,14 @@ def operators(report: Report) -> Section:
             total = sum(times.values())
             head = [Cell(size_text(size_of(row)), _area(size_of(row))[0]), name_cell(report, row["name"])]
             rows.append([*head, number(total, digits=3), *(_time(times.get(category), total) for category in categories)])
-            names = (f"{one_line(item['name'])} {significant(item['ms'])} ms in {item['calls']}" for item in row["result"].get("top", []))
+            slowest = row["result"].get("top", [])[:SLOWEST]
+            names = (f"{one_line(item['name'])} {significant(item['ms'])} ms in {item['calls']:g}" for item in slowest)
             top.append([*head, Cell(", ".join(names) or ABSENT)])
         columns = ("size", "model", "total, ms", *(one_line(category) for category in categories))
         caption = _capital(report.setting_text(setting))
         tables += [
             Table(f"{caption}: ms (share)", columns, rows),
-            Table(f"{caption}: slowest operators", ("size", "model", "ms in calls"), top),
+            Table(f"{caption}: the {SLOWEST} slowest operators", ("size", "model", "time in calls per pass"), top),
         ]
     note = "Times under the profiler, which adds its own cost to every operator: read the shares, and the latency in the section on speed."
     return Section("operators", "Time by operator", [table for table in tables if table.rows], ("operators",), (note,))

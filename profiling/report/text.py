@@ -80,7 +80,8 @@ def listed(values: Sequence[str]) -> str:
 
 
 def breakdown(parts: Mapping[str, float], unit: float, most: int = 8) -> str:
-    """The parts of a sum in their order, "stem 0.02, stages 5.87 ..."; beyond `most` parts the smallest are summed up as "N more"."""
+    """The parts of a sum in their order, "stem 0.02, stages 5.87 ..."; zeros are left out, beyond `most` parts the rest is "N more"."""
+    parts = {key: value for key, value in parts.items() if value}
     kept = sorted(sorted(parts, key=lambda key: -parts[key])[:most], key=list(parts).index)
     rest = [parts[key] for key in parts if key not in kept]
     words = [f"{one_line(key) or '(the model itself)'} {scaled(parts[key], unit, 3)}" for key in kept]
