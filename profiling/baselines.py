@@ -4,7 +4,8 @@
     a registered transformer, an attention twin  nothing: it is a baseline itself
     any other backbone                           the registered transformer (`BACKBONES.transformers()`) nearest in parameters, among those
                                                  whose maps have the same strides, if there are such
-    a config file                                the same config with its backbone exchanged by the rules above
+    a config file                                the same config with its backbone exchanged by the rules above; where a config file beside
+                                                 it is this twin, that one
 
 Parameters are those of backbones, which have no classifier. What is nearest is decided by the ratio, to 1 %; of equals the first registered
 one is taken.
@@ -13,13 +14,14 @@ one is taken.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.model import revert_sync_batchnorm
 
 from ..engine.errors import ConfigError
-from .subjects import OURS, Subject, importable, registry, skeleton
+from .subjects import OURS, Subject, importable, registry, resolve, skeleton
 
 ATTENTION = "attention"
 TWIN_REASON = "attention twin: the same network with softmax attention as token mixer"
@@ -90,7 +92,27 @@ def _with_mixer(subject: Subject, twin: dict[str, Any], **described: str) -> Sub
     name = named if own and named != subject.name else f"{subject.name}, mixer={twin['mixer']}"
     found = _exchanged(subject, twin, name, **described)
     skeleton(found)
-    return found
+    return _config_of(found, subject) or found
+
+
+def _config_of(found: Subject, subject: Subject) -> Subject | None:
+    """The subject of the config file beside the subject's own that holds the same model as `found`, under whose name accuracies are filed.
+
+    Config files are named after their mixer, so that only one of them has to be read: hybrid-attention-* beside hybrid-bi-wkv-*.
+    """
+    path, backbones = Path(subject.source), registry()
+    if not _is_part(subject) or subject.name != path.stem or not path.is_file():
+        return None
+    own, other = (str(backbones.mixer_of(_backbone(s))).replace("_", "-") for s in (subject, found))
+    beside = path.with_name(path.name.replace(f"-{own}-", f"-{other}-", 1))
+    if beside == path or not beside.is_file():
+        return None
+    try:
+        there = resolve(beside, options=subject.options)
+    except ConfigError:  # these options do not fit it
+        return None
+    same = there.config == found.config and there.scope == found.scope
+    return replace(there, role=found.role, of=found.of, reason=found.reason) if same else None
 
 
 def _exchanged(subject: Subject, backbone: dict[str, Any], name: str, **described: Any) -> Subject:

@@ -221,6 +221,33 @@ def test_a_config_keeps_everything_but_the_mixer():
     assert choose_baseline(segmentor(dict(type="linescan.TimmBackbone", model_name="swin_tiny"))) is None
 
 
+def test_a_config_beside_it_that_is_the_twin_goes_by_its_own_name(repo_root):
+    """So that its accuracy is found, and it is not measured twice where it is asked for, too."""
+    folder, rest = repo_root / "configs/hybrid", "-tiny_segformer_1xb8-500_camvid-180x240"
+    path = folder / f"hybrid-bi-wkv{rest}.py"
+    found = choose_baseline(resolve(path))
+    asked = resolve(folder / f"hybrid-attention{rest}.py")
+    assert (found.name, found.source, found.config) == (asked.name, asked.source, asked.config)
+    assert (found.role, found.of, found.reason) == ("baseline", (path.stem,), TWIN_REASON)
+    assert [c.name for c in controls(asked)] == [f"hybrid-gated-conv{rest}", f"hybrid-none{rest}"]
+    # Options that change both alike leave them twins; another name, or another model beside, does not.
+    assert choose_baseline(resolve(path, options={"model.backbone.arch": "test"})).name == asked.name
+    assert choose_baseline(resolve(path, name="mine")).name == "mine, mixer=attention"
+
+
+def test_a_config_beside_it_that_is_another_model_is_none(tmp_path):
+    text = (
+        'custom_imports = dict(imports=["linescan.classification"])\ndefault_scope = "mmengine"\nmodel = dict(type="ImageClassifier", {})'
+    )
+    backbone = 'num_classes={}, backbone=dict(type="linescan.HybridBackbone", arch="test", mixer="{}")'
+    for mixer, classes in (("bi_wkv", 3), ("attention", 4), ("none", 3)):
+        (tmp_path / f"net-{mixer.replace('_', '-')}-x.py").write_text(text.format(backbone.format(classes, mixer)))
+    (tmp_path / "net-gated-conv-x.py").write_text("model = dict(")
+    subject = resolve(tmp_path / "net-bi-wkv-x.py")
+    assert choose_baseline(subject).name == "net-bi-wkv-x, mixer=attention"
+    assert [c.name for c in controls(subject)] == ["net-bi-wkv-x, mixer=gated_conv", "net-none-x"]
+
+
 @pytest.mark.parametrize(
     ("backbone", "changes", "name", "levels"),
     [
