@@ -1,13 +1,16 @@
 """The plots: what their axes, legends and labels say, before they become pictures."""
 
+import io
 from itertools import combinations
 
 import pytest
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from linescan.profiling.report import bars, plots
 from linescan.profiling.report.data import Report
-from linescan.profiling.report.style import COLOURS, category_colours, looks
+from linescan.profiling.report.labels import text_box
+from linescan.profiling.report.style import COLOURS, DPI, category_colours, looks, png
 
 SIZES = ((224, 224), (512, 512), (1024, 1024), (512, 1024), (2048, 2048))
 
@@ -96,21 +99,37 @@ def labels(axes):
     return [text for text in axes.texts if text.get_text()]
 
 
-@pytest.mark.parametrize(("names", "by_number"), [(("scan", "twin", "c", "d"), False), ([f"{i:02}-{'x' * 38}" for i in range(12)], True)])
-def test_points_are_labelled_without_overlap(names, by_number):
-    figure = plots.accuracy_latency(Report(make_rows(list(names), exponents=(1.0,), sizes=SIZES[:2])))
+def crowded(names):
+    """Points within a few pixels of each other, and one far from them, which sets the scale."""
+    rows = [speed_row(name, (8, 8), 10.0 + 0.02 * i) for i, name in enumerate(names)]
+    rows += [make_row("accuracy", name, {"split": "val"}, {"mIoU": 50 + 0.1 * (i % 3)}) for i, name in enumerate(names)]
+    return [*rows, speed_row("far", (8, 8), 90.0), make_row("accuracy", "far", {"split": "val"}, {"mIoU": 90.0})]
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "by_number"),
+    [
+        (make_rows(["scan", "twin", "c", "d"], exponents=(1.0,), sizes=SIZES[:2]), 4, False),
+        (make_rows([f"{i:02}-{'x' * 38}" for i in range(12)], exponents=(1.0,), sizes=SIZES[:2]), 12, True),
+        (crowded([f"hybrid:small:number_{i}" for i in range(5)]), 6, False),
+        (crowded([f"{i}-{'x' * 38}" for i in range(16)]), 17, True),
+    ],
+)
+def test_points_are_labelled_without_overlap(rows, count, by_number):
+    figure = plots.accuracy_latency(Report(rows))
     renderer = figure.canvas.get_renderer()
-    assert len(figure.axes) == 2
     for axes in figure.axes:
-        assert len(labels(axes)) == len(names)
-        boxes = [label.get_window_extent(renderer) for label in labels(axes)]
+        boxes = [text_box(label, renderer) for label in labels(axes)]
+        assert len(boxes) == count
         assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
         frame = axes.get_window_extent(renderer)
         assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
-        shown = {label.get_text() for label in labels(axes)}
-        assert shown == {str(i + 1) for i in range(12)} if by_number else {"scan", "twin (baseline)", "c", "d"}
+        numbers = {label.get_text() for label in labels(axes)} == {str(i + 1) for i in range(count)}
+        assert numbers == by_number
     listed = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert len(listed) == (12 if by_number else 0)
+    assert len(listed) == (count if by_number else 0)
+    below = Image.open(io.BytesIO(png(figure))).height - figure.get_figheight() * DPI
+    assert (below > 0.15 * DPI * count) == by_number, "the list of names stands below the figure and is not cut off"
 
 
 def test_front_runs_through_the_models_that_none_beats():

@@ -9,12 +9,13 @@ from .style import Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-_DISTANCES = (9, 13, 18, 24, 30, 44)  # points
-_ANGLES = (0, 180, 90, 270, 35, 325, 145, 215)  # degrees: beside first, then above and below
+_DISTANCES = (9, 13, 18, 24, 30, 44, 60, 80, 100, 125, 150)  # points
+_ANGLES = (0, 180, 90, 270, 30, 330, 150, 210, 60, 300, 120, 240)  # degrees: beside first, then above and below
 _SIZE = 8
 _INK = "#333333"  # some colours of models are too pale for text
 
@@ -79,7 +80,7 @@ def _place(axes: "Axes", points: Sequence[Point], texts: Sequence[str], *, must:
     for point, text in zip(points, texts, strict=True):
         for offset in _offsets():
             annotation = _annotate(axes, point, text, offset)
-            box = annotation.get_window_extent(renderer).padded(1.5 * pixel)
+            box = text_box(annotation, renderer).padded(1.5 * pixel)
             inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 break
@@ -90,10 +91,18 @@ def _place(axes: "Axes", points: Sequence[Point], texts: Sequence[str], *, must:
                     done.remove()
                 return None
             annotation = _annotate(axes, point, text, _offsets()[0])
-            box = annotation.get_window_extent(renderer)
+            box = text_box(annotation, renderer)
         taken.append(box)
         placed.append(annotation)
     return placed
+
+
+def text_box(annotation: "Annotation", renderer: "RendererBase") -> "Bbox":
+    """Where the text stands, in pixels, without the line that leads to it."""
+    from matplotlib.text import Text
+
+    annotation.update_positions(renderer)
+    return Text.get_window_extent(annotation, renderer)
 
 
 def _offsets() -> list[tuple[float, float]]:
