@@ -28,7 +28,7 @@ KINDS = ("accuracy", "evaluation", "comparison")
 METRIC = "mIoU"
 METRICS = (METRIC, "aAcc", "mAcc")
 # What a row's condition tells about the training and the data; the rest is about other measurements of the same row.
-CONDITIONS = ("split", "images", "checkpoint", "sha256", "seed", "iterations", "epochs", "train_threads", "note")
+CONDITIONS = ("split", "images", "checkpoint", "sha256", "seed", "iterations", "epochs", "train_threads", "note", "options")
 
 
 def evaluate(config: Path, checkpoint: Path, *, cfg_options: Mapping[str, Any] | None = None, work_dir: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def evaluate(config: Path, checkpoint: Path, *, cfg_options: Mapping[str, Any] |
 
     Returns:
         A row of kind "accuracy" under the stem of the config. Its condition: config, split, images (their number), checkpoint (file name),
-        sha256 (of the checkpoint, the first 16 hexadecimal digits), source. A metric that is NaN is left out.
+        sha256 (of the checkpoint, the first 16 hexadecimal digits), source, options (cfg_options). A metric that is NaN is left out.
 
     Raises:
         ConfigError, CheckpointError: a file that is missing or does not fit.
@@ -61,7 +61,7 @@ def evaluate(config: Path, checkpoint: Path, *, cfg_options: Mapping[str, Any] |
         images = len(DATASETS.build(cfg.test_dataloader.dataset))
     digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
     condition = dict(config=Path(config).stem, split="test", images=images, checkpoint=Path(checkpoint).name, sha256=digest)
-    condition["source"] = "evaluated here"
+    condition |= {"source": "evaluated here", "options": json.loads(json.dumps(dict(cfg_options or {}), default=str))}
     return measurement_row("accuracy", condition["config"], condition=condition, result=result, device=get_device())
 
 

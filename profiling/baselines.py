@@ -24,7 +24,7 @@ from ..engine.errors import ConfigError
 from .subjects import OURS, Subject, importable, registry, resolve, skeleton
 
 ATTENTION = "attention"
-TWIN_REASON = "attention twin: the same network with softmax attention as token mixer"
+TWIN_REASON = "attention twin: the same network and options with softmax attention as token mixer (and the channel mixer that goes with it)"
 CONTROL_REASONS = {
     "gated_conv": "control: the same network with a gated convolution, which reaches near tokens only, as token mixer",
     "none": "control: the same network without a token mixer",

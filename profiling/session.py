@@ -7,6 +7,7 @@ not run is a row as well: out of memory, a size that the model refuses, an opera
 """
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -156,7 +157,7 @@ class Session:
     def exact_rows(self) -> Iterator[Row]:
         """Parameters of each model, then its arithmetic at each size. A size that the model refuses is not measured later."""
         for name, subject in self.subjects.items():
-            condition = {"source": subject.source, "options": dict(subject.options)}
+            condition = {"source": _shown(subject.source), "options": dict(subject.options)}
             condition |= {"role": subject.role, "of": list(subject.of), "reason": subject.reason}
             yield self.row("model", name, condition, self.parameters(name))
         for size, name in itertools.product(self.settings.sizes, self.subjects):
@@ -294,3 +295,8 @@ class Session:
 
     def row(self, kind: str, name: str, condition: Mapping[str, Any], result: Mapping[str, Any]) -> Row:
         return measurement_row(kind, name, condition=condition, result=result, device=self.settings.device)
+
+
+def _shown(source: str) -> str:
+    """A path relative to the working folder, so that no one's home folder ends up in a row; anything else as it is."""
+    return os.path.relpath(source) if os.path.isabs(source) else source

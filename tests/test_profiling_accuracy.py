@@ -64,7 +64,10 @@ def test_an_evaluation_is_the_one_written_out_here(shapes, tmp_path, monkeypatch
     assert (row["kind"], row["name"], tuple(row)) == ("accuracy", STEM, ROW_KEYS)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     expected = dict(config=STEM, split="test", images=IMAGES, checkpoint="best.pth", sha256=digest, source="evaluated here")
-    assert row["condition"] == expected and row["provenance"]["device"]
+    assert (
+        row["condition"] == expected | {"options": {**options, "test_dataloader.dataset.size": [SIDE, SIDE]}}
+        and row["provenance"]["device"]
+    )
     write_rows(tmp_path / "rows.json", [row])
     assert read_accuracy(tmp_path / "rows.json", [resolve(config)]) == [row]
 
