@@ -4,6 +4,7 @@ import json
 import re
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -256,6 +257,17 @@ def test_backend_flags_are_set_and_put_back():
             assert _flags() == (tf32, word, word, word)
             raise KeyError
         assert _flags() == before
+
+
+def test_backend_flags_of_an_older_pytorch(monkeypatch):
+    cudnn, matmul = SimpleNamespace(allow_tf32=True, benchmark=False), SimpleNamespace(allow_tf32=False)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    with steps.backend_flags(tf32=False, cudnn_benchmark=True):
+        assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (False, False, True)
+    with steps.backend_flags(tf32=True):
+        assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (True, True, False)
+    assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (True, False, False)
 
 
 def test_condition_of_a_row():
