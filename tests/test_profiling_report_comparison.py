@@ -198,9 +198,19 @@ def test_texts():
     table, text = comparison_table(changes), comparison_markdown(changes)
     assert max(map(len, table.splitlines())) <= 140
     assert "latency, ms | 100.0 | 80.00 | -20.0 % |" in text and "| faster |" in text and "22.05" not in text
+    assert f"= {name}" in table, "a name that was cut is given in full"
     assert "3 same" in table and "1 faster" in table and "Nothing changed" not in table and "overlap" in table
     assert "Nothing changed." in comparison_table(compare_rows([model], [model]))
     assert "Nothing to compare." in comparison_table([])
+
+
+def test_what_changed_stands_first():
+    still = speed(around(9, 8, 10), "still")
+    before = [speed(around(9, 8, 10), "gone"), still, speed(around(9, 8, 10), "lost"), speed(around(90, 89, 91), "new")]
+    after = [still, {**failed("speed"), "name": "lost"}, speed(around(9, 8, 10), "new")]
+    lines = comparison_table(compare_rows(before, after)).splitlines()
+    assert [(line.split()[0], line.split()[-1]) for line in lines[2:4]] == [("new", "faster"), ("lost", "appeared")]
+    assert lines[lines.index("") - 1].startswith("gone"), "and what only one run has stands last"
 
 
 def test_times_by_operator_and_other_kinds_are_passed_over():

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from .comparison import ACCURACY_TOLERANCE, MEMORY_TOLERANCE, MEMORY_TOLERANCE_MIB, NOISE, SAME, Change
+from .comparison import ACCURACY_TOLERANCE, MEMORY_TOLERANCE, MEMORY_TOLERANCE_MIB, NOISE, SAME, UNKNOWN, Change
 from .markdown import escaped, table_text
 from .sections import Cell, Table
-from .terminal import WIDTH, aligned, wrapped
-from .text import ABSENT, one_line, scaled, significant, size_text
+from .terminal import NAME_WIDTH, WIDTH, aligned, wrapped
+from .text import ABSENT, one_line, scaled, short_names, significant, size_text
 
 _UNITS = {"parameters": 1e6, "trainable": 1e6, "live": 1e6, "macs": 1e9, "scan_ops": 1e9, "bytes_moved": 1e9}
 _TITLES = {
@@ -18,7 +18,7 @@ _TITLES = {
     "scan_ops": "scan operations, G",
     "bytes_moved": "bytes moved, G",
     "latency_ms": "latency, ms",
-    "ratio": "speed / baseline",
+    "ratio": "ratio",
     "peak_mib": "peak, MiB",
 }
 COLUMNS = ("model", "condition", "quantity", "before", "after", "change", "noise", "verdict")
@@ -33,14 +33,16 @@ WARNING = "NO COMPARISON OF CODE: the two runs were made under different conditi
 
 
 def comparison_table(changes: Iterable[Change]) -> str:
-    """Aligned text of at most 140 columns: what differs in the conditions, then what changed, then how much did not."""
+    """Aligned text of at most 140 columns: what differs in the conditions, then what changed, then what did not."""
     changes = list(changes)
     parts = []
     if warnings := _warnings(changes):
         parts.append("\n".join(["!" * 80, WARNING, *(wrapped(line, "  ") for line in warnings), "!" * 80]))
-    shown = [change for change in changes if _is_shown(change)]
-    if shown:
-        parts.append(aligned(COLUMNS, [_cells(change) for change in shown], WIDTH))
+    if shown := _shown(changes):
+        names = short_names(list(dict.fromkeys(change.name for change in shown)), width=NAME_WIDTH)
+        parts.append(aligned(COLUMNS, [[Cell(names[change.name]), *_cells(change)[1:]] for change in shown], WIDTH))
+        cut = [wrapped(f"{short} = {one_line(name)}", "  ") for name, short in names.items() if short != one_line(name)]
+        parts += ["\n".join(["Names above, in full:", *cut])] if cut else []
     return "\n\n".join([*parts, wrapped(_counted(changes)), wrapped(RULE)]) + "\n"
 
 
@@ -50,8 +52,7 @@ def comparison_markdown(changes: Iterable[Change]) -> str:
     parts = []
     if warnings := _warnings(changes):
         parts.append("\n".join([f"> **{WARNING}**", *(f">\n> - {escaped(line)}" for line in warnings)]))
-    shown = [change for change in changes if _is_shown(change)]
-    if shown:
+    if shown := _shown(changes):
         parts.append(table_text(Table("", COLUMNS, [_cells(change) for change in shown])))
     return "\n\n".join([*parts, escaped(_counted(changes)), escaped(RULE)]) + "\n"
 
@@ -61,9 +62,15 @@ def _warnings(changes: list[Change]) -> list[str]:
     return [f"{change.name}: before {one_line(change.before)}; after {one_line(change.after)}" for change in found]
 
 
-def _is_shown(change: Change) -> bool:
-    """Counts that are the same are summed up; measured quantities are shown with their noise."""
-    return change.kind != "provenance" and change.verdict != SAME
+def _shown(changes: list[Change]) -> list[Change]:
+    """What changed first, then errors, noise, and what only one run has; counts that are the same are summed up below."""
+
+    def rank(change: Change) -> int:
+        if change.quantity in ("error", "row"):
+            return 1 if change.quantity == "error" else 3
+        return 2 if change.verdict in (NOISE, UNKNOWN) else 0
+
+    return sorted((change for change in changes if change.kind != "provenance" and change.verdict != SAME), key=rank)
 
 
 def _counted(changes: list[Change]) -> str:
@@ -78,7 +85,7 @@ def _counted(changes: list[Change]) -> str:
 def _cells(change: Change) -> list[Cell]:
     condition = change.condition
     where = [size_text(condition["size"])] if condition.get("size") else []
-    where += [str(condition[key]) for key in ("mode", "dtype", "split", "device", "step") if condition.get(key)]
+    where += [str(condition[key]).removesuffix(" step") for key in ("mode", "dtype", "split", "device", "step") if condition.get(key)]
     where += [f"batch {condition['batch']}"] if condition.get("batch") and change.kind != "cost" else []
     title = _TITLES.get(change.quantity, change.quantity)
     if change.quantity in ("row", "error"):
