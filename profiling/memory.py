@@ -204,7 +204,7 @@ def _resident(build: Callable[[Any], nn.Module], argument: Any, shape: tuple[int
     step()
     if mode == TRAINING:
         step()
-    growth = _status_mib("VmHWM") - before
+    growth = max(_status_mib("VmHWM") - before, 0.0)  # the kernel updates both in batches of pages
     return _as_result(_weights_mib(model), growth, _weights_mib(model) + growth, "resident set of a child process")
 
 
