@@ -103,13 +103,15 @@ def time_by_operator(
     device: str | torch.device = "cpu",
     dtype: str = "fp32",
     mode: str = "forward",
+    memory_format: str = "contiguous",
+    tf32: bool = False,
     passes: int = 3,
     trace: Path | None = None,
 ) -> OperatorTimes:
     """Profiles a model, which is given back as it came. Profiling itself costs time with each event: shares are its result, not speeds.
 
     Args:
-        model, size, batch, channels, device, dtype, mode: as in `measure_throughput`.
+        model, size, batch, channels, device, dtype, mode, memory_format, tf32: as in `measure_throughput`.
         passes: profiled passes; one more runs before them.
         trace: file for a Chrome trace of these passes, ".json" or ".json.gz"; its folder is made.
 
@@ -118,25 +120,26 @@ def time_by_operator(
         RuntimeError: the device is not present, or no operator was seen.
         OutOfMemory: the pass does not fit on the device.
     """
-    shape, device = check_condition(size, batch, channels, device, dtype, mode)
+    shape, device = check_condition(size, batch, channels, device, dtype, mode, memory_format)
     check_count("passes", passes)
     if trace is not None and not Path(trace).name.endswith(_SUFFIXES):
         raise ValueError(f"trace must end in {' or '.join(_SUFFIXES)}, got {str(trace)!r}")
     with memory_errors(device):
-        profiler = _profiled(model, shape, device, dtype, mode, passes)
+        profiler = _profiled(model, make_images(shape, device, memory_format), dtype, mode, memory_format, tf32, passes)
     if trace is not None:
         Path(trace).parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
     return _times(profiler.events(), device.type == "cuda", passes)
 
 
-def _profiled(model: nn.Module, shape: tuple[int, ...], device: torch.device, dtype: str, mode: str, passes: int) -> profile:
+def _profiled(model: nn.Module, x: torch.Tensor, dtype: str, mode: str, memory_format: str, tf32: bool, passes: int) -> profile:
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else the profiler reports its stages, and an absent GPU as an error
-    on_gpu = device.type == "cuda"
+    on_gpu, device = x.device.type == "cuda", x.device
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     current = torch.cuda.device(device) if on_gpu else nullcontext()
-    with current, backend_flags(cudnn_benchmark=on_gpu), borrowed(model, device=device, mode=mode):
-        step = make_step(model, make_images(shape, device), dtype=dtype, mode=mode)
+    flags = backend_flags(tf32=tf32, cudnn_benchmark=on_gpu)
+    with current, flags, borrowed(model, device=device, mode=mode, memory_format=memory_format):
+        step = make_step(model, x, dtype=dtype, mode=mode)
         step()
         with profile(activities=activities, acc_events=True) as profiler:
             for _ in range(passes):

@@ -196,6 +196,7 @@ class Session:
         if settings.operators and batch == settings.first_batch:
             for name in [row["name"] for row in rows if "error" not in row["result"]]:
                 where["trace"] = self.trace_file(name, condition)
+                where |= dict(memory_format=settings.memory_format, tf32=settings.tf32)
                 where["passes"] = self.passes(PROFILED, [name], size, batch, mode)
                 timed = partial(time_by_operator, self.models[name], size, batch, **where)
                 yield self.attempt("operators", name, condition, lambda timed=timed: timed().as_result())
@@ -224,6 +225,8 @@ class Session:
         try:
             speeds = self.timed(names, size, condition, **limits)
         except Exception:
+            speeds = None  # tried again outside of this block, where nothing holds the tensors of the pass that failed
+        if speeds is None:
             once = dict(rounds=1, warmup=0)
             tried = [self.attempt("speed", name, condition, partial(self.timed, [name], size, condition, **once)) for name in names]
             running = [row["name"] for row in tried if "error" not in row["result"]]

@@ -65,6 +65,8 @@ class Settings:
         if self.memory_format not in ("contiguous", "channels_last"):
             raise ConfigError(f"memory_format: expected contiguous or channels_last, got {self.memory_format!r}")
         _check_device(self.device)
+        if self.tf32 and torch.device(self.device).type == "cpu":
+            raise ConfigError(f"tf32: a mode of CUDA devices, got device {self.device}")
         object.__setattr__(self, "sizes", sizes)
 
     @property

@@ -155,6 +155,15 @@ def test_time_by_operator_is_taken_at_the_first_batch():
     assert [row["condition"]["batch"] for row in rows if row["kind"] == "speed"] == [2, 1]
 
 
+def test_the_memory_layout_holds_for_every_timed_pass():
+    seen = []
+    module = _Refuses()
+    module.conv.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last)))
+    rows = profile([module], baseline=None, **{**QUICK, "operators": True, "memory_format": "channels_last"})
+    counted = seen.index(True)
+    assert all(seen[counted:]) and {row["kind"] for row in rows} == {"model", "cost", "speed", "operators"}
+
+
 def test_projection_and_its_error_where_it_can_be_compared():
     rows = profile(["vim:test"], baseline=None, **{**QUICK, "projections": ["A100-SXM4-80GB"], "dtypes": ["fp32", "bf16"]})
     assert [row["condition"]["dtype"] for row in rows if row["kind"].startswith("projection")] == ["fp32", "bf16"] * 2
@@ -193,6 +202,7 @@ def test_rows_are_handed_on_at_once_and_progress_rises_to_the_end():
         (dict(device="cuda:99"), "cuda:99 is not present"),
         (dict(rounds=0), "rounds"),
         (dict(memory_format="nhwc"), "memory_format"),
+        (dict(tf32=True), "tf32: a mode of CUDA devices"),
         (dict(projections=["A1000"]), "A100"),
         (dict(baseline="timm:deit_smal"), "deit_small"),
         (dict(models=["vim:tests"]), "test"),
