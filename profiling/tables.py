@@ -11,6 +11,7 @@ A page names the table and the results files in a comment, and the table stands 
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,11 @@ def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     cells = [f"| {' | '.join(row)} |" for row in (head, *body)]
     return "\n".join([cells[0], "|---" * len(head) + "|", *cells[1:]]) + "\n"
+
+
+def digits(value: float, count: int = 3) -> str:
+    """At least `count` significant digits, never an exponent."""
+    return f"{value:.{max(count - 1 - math.floor(math.log10(abs(value))), 0) if value else 0}f}"
 
 
 def spread(value: Mapping[str, float], form: str = ".2f") -> str:
@@ -214,9 +220,9 @@ def against_twin(rows: Sequence[Row]) -> str:
     body = []
     for size in measured.sizes:
         speeds = [measured("speed", name, size, "forward") for name in (model, twin)]
-        cells = [f"{speed['latency_ms']['median']:.4g}" for speed in speeds] + [spread(speeds[0]["ratio"])]
+        cells = [digits(speed["latency_ms"]["median"]) for speed in speeds] + [spread(speeds[0]["ratio"])]
         cells += [f"{measured('memory', name, size, 'forward')['peak_mib']:.0f}" for name in (model, twin)]
-        cells += [f"{measured('cost', name, size)['macs'] / 1e9:.3g}" for name in (model, twin)]
+        cells += [digits(measured("cost", name, size)["macs"] / 1e9) for name in (model, twin)]
         body.append([str(size[0]), *cells])
     return lines(head, body)
 
@@ -233,7 +239,7 @@ def side_by_side(rows: Sequence[Row]) -> str:
     body = []
     for name in sorted(measured.names, key=lambda name: name != reference):
         speeds = [measured("speed", name, size, "forward") for size in measured.sizes]
-        cells = [f"{measured('cost', name, size)['macs'] / 1e9:.3g}" for size in measured.sizes]
+        cells = [digits(measured("cost", name, size)["macs"] / 1e9) for size in measured.sizes]
         cells += [f"{speed['latency_ms']['median']:.0f}" for speed in speeds]
         cells += [f"{measured('memory', name, size, 'forward')['peak_mib']:.0f}" for size in measured.sizes]
         cells += [f"{speed['ratio']['median']:.2f}" for speed in speeds]

@@ -21,11 +21,11 @@ from linescan.engine import ConfigError, load_config
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
 NAME = re.compile(
-    r"(?P<backbone>[a-z0-9-]+)_(?P<head>[a-z]+)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<iters>\d+k?)_(?P<data>[a-z0-9]+)-(?P<height>\d+)x(?P<width>\d+)"
+    r"(?P<backbone>[a-z0-9-]+)_(?P<head>[a-z0-9]+)_(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<iters>\d+k?)_(?P<data>[a-z0-9]+)-(?P<height>\d+)x(?P<width>\d+)"
 )
 ARCH = r"(?P<arch>(?:test|micro|tiny|small|base|large)(?:-[a-z]\w*)?)"
 CLASSES = {"vrwkv": "VRWKV", "vrwkv6": "VRWKV6", "vim": "Vim", "vmamba": "VMamba", "vssd": "VSSD"}
-HEADS = {"upernet": "UPerHead", "segformer": "SegformerHead", "semfpn": "FPNHead"}
+HEADS = {"upernet": "UPerHead", "segformer": "SegformerHead", "semfpn": "FPNHead", "deeplabv3plus": "DepthwiseSeparableASPPHead"}
 DATA = {
     "ade20k": "CheckedADE20KDataset",
     "cityscapes": "CheckedCityscapesDataset",
@@ -63,12 +63,17 @@ def parse(path: Path) -> dict[str, str]:
 
 
 def named_backbone(name: str) -> dict:
-    """What a config's backbone must say for its name: hybrid-<mixer>-<arch>, <family>[-adapter]-<arch>, or a model of timm."""
+    """What a config's backbone must say for its name: hybrid-<mixer>-<arch>, <family>[-adapter]-<arch>, a model of timm, or one of
+    MMSegmentation's at output stride 16."""
     if match := re.fullmatch(rf"hybrid-(?P<mixer>.+)-{ARCH}", name):
         return dict(type="linescan.HybridBackbone", arch=match["arch"], mixer=match["mixer"].replace("-", "_"))
     if match := re.fullmatch(rf"(?P<family>{'|'.join(CLASSES)})(?P<adapter>-adapter)?-{ARCH}", name):
         plain = dict(type=f"linescan.{CLASSES[match['family']]}", arch=match["arch"].replace("-", "_"))
         return dict(type="linescan.ViTAdapter", arch=plain["arch"], backbone=plain) if match["adapter"] else plain
+    if match := re.fullmatch(r"r(?P<depth>\d+)-d16", name):
+        return dict(type="ResNetV1c", depth=int(match["depth"]), strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+    if name == "mobilenet-v2-d16":
+        return dict(type="MobileNetV2", strides=(1, 2, 2, 2, 1, 1, 1), dilations=(1, 1, 1, 1, 1, 2, 2))
     return dict(type="linescan.TimmBackbone", model_name=name.replace("-", "_"))
 
 
@@ -119,7 +124,8 @@ def test_name_and_content_agree(path):
 @every_config
 def test_bases_are_shallow_and_architecture_stays_out(path):
     assert base_depth(path) <= 3
-    assert not {"depth", "num_heads", "dims"} & set(load(path).model.backbone)
+    backbone = load(path).model.backbone
+    assert not backbone.type.startswith("linescan.") or not {"depth", "num_heads", "dims"} & set(backbone)
 
 
 @every_mask_config

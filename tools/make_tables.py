@@ -1,4 +1,4 @@
-"""Write the tables of README and docs anew from results/: python tools/make_tables.py [--check]."""
+"""Write the tables and figures of README and docs anew from results/: python tools/make_tables.py [--check]."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from linescan.engine import write_text
 from linescan.engine.cli import run_tool
 from linescan.engine.errors import LinescanError
+from linescan.profiling.figures import draw_figures
 from linescan.profiling.tables import refresh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,8 @@ def main() -> None:
             changed.append(str(page.relative_to(ROOT)))
             if not args.check:
                 write_text(page, after)
+        if not args.check:
+            draw_figures(after, ROOT)
     if args.check and changed:
         raise LinescanError(f"tables that are not what their rows say: {', '.join(changed)}; make tables writes them anew")
     print(f"{'written' if changed else 'all tables are as their rows say'}{': ' * bool(changed)}{', '.join(changed)}")

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/deeplabv3plus/mobilenet-v2-d16_deeplabv3plus_1xb8-500_camvid-180x240.py
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = "./r50-d16_deeplabv3plus_1xb8-500_camvid-180x240.py"
