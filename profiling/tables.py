@@ -73,7 +73,8 @@ def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def digits(value: float, count: int = 3) -> str:
     """At least `count` significant digits, never an exponent."""
-    return f"{value:.{max(count - 1 - math.floor(math.log10(abs(value))), 0) if value else 0}f}"
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(count - 1 - magnitude, 0)}f}"
 
 
 def spread(value: Mapping[str, float], form: str = ".2f") -> str:

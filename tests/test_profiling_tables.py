@@ -1,0 +1,85 @@
+"""What tables and figures make of rows; that the pages hold what the committed rows say is in test_docs.py."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from linescan.profiling.figures import accuracy_by_size, draw_figures
+from linescan.profiling.tables import digits, side_by_side, tradeoffs
+
+SCALE = "test_dataloader.dataset.pipeline.1.scale"
+NETS = ("mobilenet-v2-d16_deeplabv3plus_1xb8-500_camvid-180x240", "hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240")
+
+
+def row(kind, name, condition, result):
+    return {"schema": 1, "kind": kind, "name": name, "condition": condition, "result": result, "provenance": {}}
+
+
+def profile_rows(reference=NETS[1]):
+    """Two networks at two sizes: times 10 and 40 ms, twice as long for the second; only the first has accuracies, 30 and 35 %."""
+    spread = {"median": 1.0, "p20": 0.5, "p80": 2.0}
+    rows = []
+    for factor, name in enumerate(NETS, 1):
+        rows.append(row("model", name, {}, {"parameters": factor * 1e6}))
+        for size, ms in (((60, 80), 10), ((120, 160), 40)):
+            at = {"size": list(size), "mode": "forward"}
+            times = {key: factor * ms * value for key, value in spread.items()}
+            rows.append(row("cost", name, {"size": list(size)}, {"macs": 1.25e9 * factor * ms}))
+            rows.append(row("speed", name, at | {"reference": reference}, {"latency_ms": times, "ratio": spread}))
+            rows.append(row("memory", name, at, {"peak_mib": 7.4 * ms}))
+            if factor == 1:
+                rows.append(row("accuracy", name, {"options": {SCALE: [size[1], size[0]]}}, {"mIoU": 30 + 5 * (ms > 10), "aAcc": 80.0}))
+    return rows
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_tradeoffs():
+    head, _, *body = cells(tradeoffs(profile_rows()))
+    assert head == ["network", "parameters, M", "image", "GMACs", "ms", "peak MiB", "mIoU, %", "pixels right, %"]
+    assert body == [
+        ["DeepLabV3+ MobileNetV2", "1.00", "60x80", "12.50", "10.0 (5.0 to 20.0)", "74", "30.0", "80.0"],
+        ["", "", "120x160", "50.00", "40.0 (20.0 to 80.0)", "296", "35.0", "80.0"],
+        ["hybrid tiny, Bi-WKV", "2.00", "60x80", "25.00", "20.0 (10.0 to 40.0)", "74", "not trained", "not trained"],
+        ["", "", "120x160", "100.00", "80.0 (40.0 to 160.0)", "296", "not trained", "not trained"],
+    ]
+
+
+def test_of_a_repeated_measurement_the_last_counts():
+    rows = profile_rows()
+    rows += [row("memory", NETS[0], {"size": [60, 80], "mode": "forward"}, {"peak_mib": 1.0})]
+    assert cells(tradeoffs(rows))[2][5] == "1"
+
+
+def test_what_all_are_held_against_comes_first():
+    head, _, first, second = cells(side_by_side(profile_rows()))
+    assert head[-2:] == ["speed to hybrid tiny, Bi-WKV 60", "120"]
+    assert (first[0], second[0]) == ("hybrid tiny, Bi-WKV", "DeepLabV3+ MobileNetV2") and second[2:6] == ["12.5", "50.0", "10", "40"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0.00"), (0.012345, "0.0123"), (5.07, "5.07"), (26.49, "26.5"), (3344.2, "3344"), (47611.9, "47612"), (-1.5, "-1.50")],
+)
+def test_digits(value, text):
+    assert digits(value) == text
+
+
+def test_figures_are_drawn_where_a_page_names_them(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(profile_rows()))
+    assert draw_figures("text <!-- figure: accuracy_by_size rows.json out.png --> text", tmp_path) == [tmp_path / "out.png"]
+    assert min(Image.open(tmp_path / "out.png").size) > 300
+    other = profile_rows()
+    other[-1]["result"]["peak_mib"] = 0.0
+    assert Image.open(io.BytesIO(accuracy_by_size(other))).tobytes() == Image.open(tmp_path / "out.png").tobytes(), "memory is not drawn"
+    other[2]["result"]["latency_ms"]["median"] = 15.0
+    assert Image.open(io.BytesIO(accuracy_by_size(other))).tobytes() != Image.open(tmp_path / "out.png").tobytes()
+
+
+def test_an_unknown_figure_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="unknown figure 'latencies'; there are accuracy_by_size"):
+        draw_figures("<!-- figure: latencies rows.json out.png -->", tmp_path)
