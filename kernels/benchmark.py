@@ -7,13 +7,9 @@ reference first, and one that is wrong is not timed. Providers are timed in turn
 load meets all of them, and ratios are taken inside a round.
 """
 
-import datetime
 import importlib
-import importlib.metadata
 import math
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -237,33 +233,3 @@ def overhead_rows(op: str, device: str, calls: int = 2000) -> Iterator[dict]:
             series.append(1e6 * (time.perf_counter() - start) / (calls // 20))
         row = {"op": op, "provider": "idle", "mode": mode, "shape": list(cases.TRITON_SHAPES[0]), "axes": cases.SHAPE_NAMES}
         yield {**row, "dtype": "float32", "repeats": calls, "metric": "overhead_us", **summary(series[1:])}
-
-
-def _output_of(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"  # an installed copy has no history, a machine without a GPU no driver
-
-
-def environment(device: str) -> dict[str, object]:
-    """What every row must name: device, driver, threads, versions, commit, date."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-        driver = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
-        extra = {"driver": driver, "cuda": torch.version.cuda, "triton": importlib.metadata.version("triton")}
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        name, extra = models[0] if models else platform.processor() or platform.machine(), {}
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "copy_gb_per_s": copy_gb_per_s(device),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        **extra,
-        "commit": _output_of("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }

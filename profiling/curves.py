@@ -1,8 +1,9 @@
-"""Training curves of several runs in one picture, read from the scalars that MMEngine writes."""
+"""Curves: training curves of several runs, read from the scalars that MMEngine writes, and latencies of operators against tokens."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def read_scalars(path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -59,3 +60,32 @@ def plot_curves(
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(out, dpi=130)
+
+
+def plot_latencies(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> None:
+    """Time against the number of tokens: a panel per mode, a line per provider through the medians, a band from p20 to p80.
+
+    Args:
+        rows: each with mode, provider, tokens, and median, p20, p80 in milliseconds.
+        out: the picture to write; its suffix names the format.
+        title: above all panels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    figure = Figure(figsize=(4.2 * len(modes), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(modes), squeeze=False, sharey=True)[0]
+    for axes, mode in zip(panels, modes, strict=True):
+        for provider in sorted({row["provider"] for row in rows}):
+            points = sorted((row for row in rows if (row["mode"], row["provider"]) == (mode, provider)), key=lambda row: row["tokens"])
+            x, low, middle, high = ([row[key] for row in points] for key in ("tokens", "p20", "median", "p80"))
+            axes.plot(x, middle, marker="o", label=provider)
+            axes.fill_between(x, low, high, alpha=0.2)
+        axes.set(title=mode, xlabel="tokens T", xscale="log", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("latency (ms)")
+    panels[0].legend(loc="upper left")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(out, dpi=120)

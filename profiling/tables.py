@@ -154,9 +154,9 @@ def macs(rows: Sequence[Row]) -> str:
 def operators(rows: Sequence[Row]) -> str:
     """Time of scans on 4096 tokens of width 384 relative to softmax attention, C before PyTorch."""
     ratios = {
-        (row["op"], row["provider"], row["mode"]): row["median"]
+        (row["name"], row["condition"]["provider"], row["condition"]["mode"]): row["result"]["ratio_to_sdpa"]["median"]
         for row in rows
-        if row["metric"] == "ratio_to_sdpa" and row["shape"] in ([1, 4096, 384], [1, 384, 4096, 16, 1])
+        if "ratio_to_sdpa" in row["result"] and row["condition"]["shape"] in ([1, 4096, 384], [1, 384, 4096, 16, 1])
     }
     body = []
     for op in dict.fromkeys(op for op, _, _ in ratios):

@@ -36,6 +36,11 @@ def test_third_party_guide_shows_code_that_runs():
     run("import torch", mixer, "backbone(torch.randn(1, 3, 32, 48))")
 
 
+def test_profiler_page_shows_code_that_runs():
+    (block,) = blocks("docs/profiler.md")
+    run(block, "assert {row['kind'] for row in rows} == {'model', 'cost', 'speed', 'operators'}")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))

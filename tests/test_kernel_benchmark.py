@@ -1,6 +1,5 @@
 """The micro-benchmark: a wrong kernel is not timed, every row says what it is, an interrupted run keeps its rows."""
 
-import json
 import runpy
 import sys
 import types
@@ -10,6 +9,7 @@ import torch
 
 from linescan.kernels import benchmark, dispatch
 from linescan.kernels.bi_wkv import bi_wkv, bi_wkv_ref
+from linescan.profiling import read_rows
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def tool(repo_root, monkeypatch, tmp_path):
     def run(*arguments: str) -> list[dict]:
         monkeypatch.setattr(sys, "argv", ["benchmark_kernels.py", "--out", str(tmp_path), *arguments])
         runpy.run_path(str(repo_root / "tools" / "benchmark_kernels.py"), run_name="__main__")
-        return [row for path in tmp_path.glob("*.json") for row in json.loads(path.read_text())]
+        return [row for path in tmp_path.glob("*.json") for row in read_rows(path)]
 
     return run
 
@@ -44,15 +44,19 @@ def test_a_wrong_kernel_is_not_timed(others, tool, tmp_path):
 def test_rows_hold_every_metric_and_their_conditions(others, tool, tmp_path):
     providers = ("--providers", "torch", "somebody_else:right", "sdpa")
     rows = tool(*providers, "--shapes", "1x33x12", "--repeats", "2", "--mode", "fwd,bwd", "--plot")
-    metrics = {(r["provider"], r["mode"], r["metric"]) for r in rows}
+    metrics = {(r["condition"]["provider"], r["condition"]["mode"], *r["result"]) for r in rows}
     for mode in ("fwd", "bwd"):
         for metric in ("latency_ms", "gb_per_s", "share_of_copy", "ratio_to_sdpa"):
             assert {("torch", mode, metric), ("somebody_else:right", mode, metric)} <= metrics
         assert ("sdpa", mode, "latency_ms") in metrics
     assert {("idle", "fwd", "overhead_us"), ("idle", "fwd with graph", "overhead_us")} <= metrics
     for row in rows:
-        assert {"device", "threads", "torch", "commit", "date", "copy_gb_per_s", "shape", "dtype", "repeats"} <= row.keys()
-        assert 0 <= row["p20"] <= row["median"] <= row["p80"]
+        assert (row["kind"], row["name"]) == ("kernel", "bi_wkv") and {"device", "threads", "versions", "commit", "date"} <= row[
+            "provenance"
+        ].keys()
+        assert {"copy_gb_per_s", "shape", "axes", "dtype", "repeats"} <= row["condition"].keys()
+        (numbers,) = row["result"].values()
+        assert 0 <= numbers["p20"] <= numbers["median"] <= numbers["p80"]
     assert list(tmp_path.glob("bi_wkv_shapes_cpu-*threads_float32.png"))
 
 

@@ -11,7 +11,6 @@ Needs torch and tqdm alone (matplotlib for --plot).
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,6 +18,11 @@ import torch
 from tqdm import tqdm
 
 from linescan.kernels import benchmark
+from linescan.profiling import measurement_row, write_rows
+from linescan.profiling.curves import plot_latencies
+from linescan.profiling.provenance import device_name
+
+NUMBERS = ("median", "p20", "p80")
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,33 +66,16 @@ def tokens(row: dict) -> int:
 
 def row_text(row: dict) -> str:
     shape = "x".join(map(str, row["shape"]))
-    numbers = "  ".join(f"{row[key]:10.4g}" for key in ("median", "p20", "p80"))
+    numbers = "  ".join(f"{row[key]:10.4g}" for key in NUMBERS)
     return f"{shape:>18}  {row['mode']:14}  {row['provider']:10}  {row['metric']:14}  {numbers}"
 
 
-def draw(rows: list[dict], path: Path) -> None:
-    """Median latency against T, one line per provider and one panel per mode; the band is p20 to p80."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = [row for row in rows if row["metric"] == "latency_ms"]
-    modes = sorted({row["mode"] for row in rows}, key=benchmark.MODES.index)
-    figure, axes = plt.subplots(1, len(modes), figsize=(4.2 * len(modes), 3.6), squeeze=False, sharey=True)
-    for axis, mode in zip(axes[0], modes, strict=True):
-        for provider in sorted({row["provider"] for row in rows}):
-            points = sorted((r for r in rows if (r["mode"], r["provider"]) == (mode, provider)), key=tokens)
-            axis.plot([tokens(r) for r in points], [r["median"] for r in points], marker="o", label=provider)
-            axis.fill_between([tokens(r) for r in points], [r["p20"] for r in points], [r["p80"] for r in points], alpha=0.2)
-        axis.set(title=mode, xlabel="tokens T", xscale="log", yscale="log")
-        axis.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel("latency (ms)")
-    axes[0][0].legend(loc="upper left")
-    first = rows[0]
-    figure.suptitle(f"{first['op']} ({first['axes']}), {first['dtype']}, {first['device']}, {first['threads']} threads", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+def as_result(row: dict, device: str) -> dict:
+    """A row in the schema of all results of the project, the numbers of the metric under its name."""
+    condition = {key: value for key, value in row.items() if key not in ("op", "metric", *NUMBERS)}
+    condition["copy_gb_per_s"] = benchmark.copy_gb_per_s(device)
+    result = {row["metric"]: {key: row[key] for key in NUMBERS}}
+    return measurement_row("kernel", row["op"], condition=condition, result=result, device=device)
 
 
 def measure(args: argparse.Namespace, path: Path) -> list[dict]:
@@ -101,9 +88,8 @@ def measure(args: argparse.Namespace, path: Path) -> list[dict]:
     for name in (p for p in providers if p != benchmark.ATTENTION):
         benchmark.check(args.op, name, dtype, args.device)
         print(f"{args.op} [{name}] agrees with the reference at {cases.CHECK_SHAPE}, gradients included")
-    environment = benchmark.environment(args.device)
-    print(", ".join(f"{key} {value}" for key, value in environment.items()))
-    found = [row | environment for row in benchmark.overhead_rows(args.op, args.device)]
+    found = list(benchmark.overhead_rows(args.op, args.device))
+    results = [as_result(row, args.device) for row in found]
     print(*map(row_text, found), sep="\n")
     work = [(shape, mode) for shape in shapes for mode in args.mode]
     for shape, mode in (bar := tqdm(work, desc=args.op, unit="case", disable=None)):  # a log file gets the rows alone
@@ -112,11 +98,12 @@ def measure(args: argparse.Namespace, path: Path) -> list[dict]:
         names = [p for p in providers if p != benchmark.ATTENTION or short]
         for row in benchmark.rows(args.op, shape, dtype, args.device, names, mode, args.repeats):
             bar.write(row_text(row))
-            found.append(row | environment)
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            found.append(row)
+            results.append(as_result(row, args.device))
+        write_rows(path, results)
     if args.sweep:
-        found += (slopes := list(benchmark.slope_rows(found, tokens)))
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        slopes = list(benchmark.slope_rows(found, tokens))
+        write_rows(path, results + [as_result(row, args.device) for row in slopes])
         print(*map(row_text, slopes), sep="\n")
     return found
 
@@ -137,7 +124,9 @@ def main() -> None:
     rows = measure(args, path)
     print(f"rows: {path}")
     if args.plot:
-        draw(rows, path.with_suffix(".png"))
+        times = [{**row, "tokens": tokens(row)} for row in rows if row["metric"] == "latency_ms"]
+        title = f"{args.op} ({times[0]['axes']}), {args.dtype}, {device_name(args.device)}, {torch.get_num_threads()} CPU threads"
+        plot_latencies(times, path.with_suffix(".png"), title)
         print(f"plot: {path.with_suffix('.png')}")
 
 
