@@ -2,7 +2,9 @@
 
 A page names the picture in a comment above it, and tools/make_tables.py draws it:
 
-    <!-- figure: accuracy_by_size results/tradeoffs/rows.json results/tradeoffs/accuracy_size.png -->
+    <!-- figure: accuracy_by_size results/tradeoffs/rows.json results/tradeoffs/accuracy.json results/tradeoffs/accuracy_size.png -->
+
+The last file is the picture, those before it hold the rows.
 """
 
 import json
@@ -14,7 +16,7 @@ from .report.fits import pareto_front
 from .report.style import COLOURS, MARKERS, new_figure, png
 from .tables import Measured, Row, shown
 
-_COMMENT = re.compile(r"<!-- figure: (\w+) (\S+) (\S+) -->")
+_COMMENT = re.compile(r"<!-- figure: (\w+) (\S+(?: \S+)*) (\S+) -->")
 
 
 def draw_figures(text: str, root: Path) -> list[Path]:
@@ -25,11 +27,11 @@ def draw_figures(text: str, root: Path) -> list[Path]:
         FileNotFoundError: no such results file.
     """
     drawn = []
-    for name, rows, picture in _COMMENT.findall(text):
+    for name, files, picture in _COMMENT.findall(text):
         if name not in FIGURES:
             raise ValueError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
-        content = FIGURES[name](json.loads((root / rows).read_text(encoding="utf-8")))
-        (root / picture).write_bytes(content)
+        rows = [row for file in files.split() for row in json.loads((root / file).read_text(encoding="utf-8"))]
+        (root / picture).write_bytes(FIGURES[name](rows))
         drawn.append(root / picture)
     return drawn
 

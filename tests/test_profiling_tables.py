@@ -71,7 +71,8 @@ def test_digits(value, text):
 
 def test_figures_are_drawn_where_a_page_names_them(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(profile_rows()))
-    assert draw_figures("text <!-- figure: accuracy_by_size rows.json out.png --> text", tmp_path) == [tmp_path / "out.png"]
+    (tmp_path / "none.json").write_text("[]")
+    assert draw_figures("text <!-- figure: accuracy_by_size rows.json none.json out.png --> text", tmp_path) == [tmp_path / "out.png"]
     assert min(Image.open(tmp_path / "out.png").size) > 300
     other = profile_rows()
     other[-1]["result"]["peak_mib"] = 0.0
