@@ -55,6 +55,8 @@ def accuracy_by_size(rows: Sequence[Row]) -> bytes:
     front = [everything[i] for i in pareto_front(everything)]
     axes.step(*zip(*front, strict=True), where="post", color="#888888", linewidth=4, alpha=0.35, zorder=1, label="Pareto front")
     axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks(lambda value, position: f"{value:g}")
     axes.set_xlabel("latency of one image, ms (numbers: height of the image in pixels)")
     axes.set_ylabel("mIoU on the test split, %")
     axes.grid(alpha=0.3, which="both")

@@ -188,12 +188,14 @@ MODELS = {
 
 
 class Measured:
-    """Rows of a profile by kind, model and image size; of a measurement that was repeated the last counts."""
+    """Rows of a profile at one batch, by kind, model and image size; of a measurement that was repeated the last counts."""
 
-    def __init__(self, rows: Sequence[Row]):
+    def __init__(self, rows: Sequence[Row], batch: int = 1):
         self.results: dict[tuple[str, str, tuple[int, int] | None, str | None], Mapping[str, Any]] = {}
         for row in rows:
             size, mode = row["condition"].get("size"), row["condition"].get("mode")
+            if mode and row["condition"]["batch"] != batch:
+                continue
             if row["kind"] == "accuracy":  # Resize takes (width, height)
                 size = next(scale for key, scale in row["condition"]["options"].items() if key.endswith(".scale"))[::-1]
             self.results[row["kind"], row["name"], tuple(size) if size else None, mode] = row["result"]
@@ -273,24 +275,15 @@ def tradeoffs(rows: Sequence[Row]) -> str:
 
 @table
 def training_steps(rows: Sequence[Row]) -> str:
-    """Training steps of one image, where they were measured."""
-    measured = Measured(rows)
-    head = ["network", "image", "forward, ms", "training step, ms", "peak MiB of a training step"]
+    """Training steps of eight images, where they were measured."""
+    measured = Measured(rows, batch=8)
+    head = ["network", "image", "forward, ms", "training step, ms", "peak MiB: forward", "training step"]
     body = []
     for name in measured.names:
         for size in measured.sizes:
-            if measured.has("speed", name, size, "training step") and "latency_ms" in (
-                step := measured("speed", name, size, "training step")
-            ):
-                forward = measured("speed", name, size, "forward")
-                memory = measured("memory", name, size, "training step")["peak_mib"]
-                body.append(
-                    [
-                        shown(name),
-                        f"{size[0]}x{size[1]}",
-                        spread(forward["latency_ms"], ".1f"),
-                        spread(step["latency_ms"], ".1f"),
-                        f"{memory:.0f}",
-                    ]
-                )
+            if measured.has("speed", name, size, "training step"):
+                modes = ("forward", "training step")
+                times = [spread(measured("speed", name, size, mode)["latency_ms"], ".0f") for mode in modes]
+                memory = [f"{measured('memory', name, size, mode)['peak_mib']:.0f}" for mode in modes]
+                body.append([shown(name), f"{size[0]}x{size[1]}", *times, *memory])
     return lines(head, body)

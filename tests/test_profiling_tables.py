@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from linescan.profiling.figures import accuracy_by_size, draw_figures
-from linescan.profiling.tables import digits, side_by_side, tradeoffs
+from linescan.profiling.tables import digits, side_by_side, tradeoffs, training_steps
 
 SCALE = "test_dataloader.dataset.pipeline.1.scale"
 NETS = ("mobilenet-v2-d16_deeplabv3plus_1xb8-500_camvid-180x240", "hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240")
@@ -24,7 +24,7 @@ def profile_rows(reference=NETS[1]):
     for factor, name in enumerate(NETS, 1):
         rows.append(row("model", name, {}, {"parameters": factor * 1e6}))
         for size, ms in (((60, 80), 10), ((120, 160), 40)):
-            at = {"size": list(size), "mode": "forward"}
+            at = {"size": list(size), "batch": 1, "mode": "forward"}
             times = {key: factor * ms * value for key, value in spread.items()}
             rows.append(row("cost", name, {"size": list(size)}, {"macs": 1.25e9 * factor * ms}))
             rows.append(row("speed", name, at | {"reference": reference}, {"latency_ms": times, "ratio": spread}))
@@ -51,8 +51,18 @@ def test_tradeoffs():
 
 def test_of_a_repeated_measurement_the_last_counts():
     rows = profile_rows()
-    rows += [row("memory", NETS[0], {"size": [60, 80], "mode": "forward"}, {"peak_mib": 1.0})]
+    rows += [row("memory", NETS[0], {"size": [60, 80], "batch": 1, "mode": "forward"}, {"peak_mib": 1.0})]
     assert cells(tradeoffs(rows))[2][5] == "1"
+
+
+def test_batches_are_told_apart():
+    rows = profile_rows()
+    for mode, ms in (("forward", 30.0), ("training step", 90.0)):
+        at = {"size": [60, 80], "batch": 8, "mode": mode}
+        rows.append(row("speed", NETS[0], at, {"latency_ms": {"median": ms, "p20": ms, "p80": ms}}))
+        rows.append(row("memory", NETS[0], at, {"peak_mib": 2 * ms}))
+    assert tradeoffs(rows) == tradeoffs(profile_rows())
+    assert cells(training_steps(rows))[2:] == [["DeepLabV3+ MobileNetV2", "60x80", "30 (30 to 30)", "90 (90 to 90)", "60", "180"]]
 
 
 def test_what_all_are_held_against_comes_first():
