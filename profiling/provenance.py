@@ -171,7 +171,13 @@ def _driver() -> str | None:
 
 
 def _command(argv: Sequence[str]) -> str:
-    """A command line as typed, paths relative to the working folder, so that no one's home folder ends up in a results file."""
+    """A command line as typed, but no one's home folder ends up in a results file: a path below the working folder is relative to it, of
+    any other absolute one the last part is kept."""
     here = Path.cwd()
-    words = [Path(argv[0]).name, *argv[1:]] if argv else []
-    return shlex.join(os.path.relpath(word, here) if os.path.isabs(word) and Path(word).is_relative_to(here) else word for word in words)
+
+    def shown(word: str) -> str:
+        if not os.path.isabs(word):
+            return word
+        return os.path.relpath(word, here) if Path(word).is_relative_to(here) else Path(word).name
+
+    return shlex.join([Path(argv[0]).name, *map(shown, argv[1:])] if argv else [])

@@ -360,8 +360,9 @@ def test_commit_is_that_of_the_checkout(repo_root):
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
 
 
-def test_command_has_no_absolute_path_of_this_folder(tmp_path, monkeypatch):
+def test_command_has_no_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert provenance(command=["python", "-m", "x", str(tmp_path.parent / "home" / "rows.json")])["command"] == "python -m x rows.json"
     command = provenance(command=["/usr/bin/python3", str(tmp_path / "tools" / "x.py"), "--out", str(tmp_path / "out")])["command"]
     assert command == "python3 tools/x.py --out out"
 
