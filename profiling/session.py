@@ -231,7 +231,11 @@ class Session:
             tried = [self.attempt("speed", name, condition, partial(self.timed, [name], size, condition, **once)) for name in names]
             running = [row["name"] for row in tried if "error" not in row["result"]]
             yield from (row for row in tried if row["name"] not in running)
-            speeds = self.timed(running, size, condition, **limits)
+            try:
+                speeds = self.timed(running, size, condition, **limits)
+            except Exception as error:  # each runs alone, together they do not: on a GPU all of them share its memory
+                yield from [self.failure("speed", name, condition, error) for name in running]
+                return
         for name, speed in speeds.items():
             if condition["mode"] == FORWARD:
                 self.latencies[name, size, condition["batch"], condition["dtype"]] = speed.latency_ms.median
@@ -261,7 +265,7 @@ class Session:
         for device, (name, size), batch, dtype in itertools.product(self.devices, self.macs, batches, settings.dtypes):
             condition = {"size": list(size), "batch": batch, "dtype": dtype, "device": device.name, "source": device.source}
             yield self.attempt("projection", name, condition, partial(self.estimate, name, size, batch, dtype, device))
-        here = measure_device(settings.device, settings.dtypes)
+        here = measure_device(settings.device, (*settings.dtypes, *(("tf32",) if settings.tf32 else ())))
         for dtype in settings.dtypes:
             measured = {key: value for key, value in self.latencies.items() if key[3] == dtype}
             condition = {"device": here.name, "dtype": dtype, "rows": len(measured), "peaks": asdict(here)}
@@ -283,15 +287,19 @@ class Session:
         return project(count, device, dtype=precision, weights_bytes=weights).as_result()
 
     def attempt(self, kind: str, name: str, condition: Row, measure: Callable[[], Any]) -> Row:
-        """The row of what `measure` gives. Out of memory is a result too; any other failure becomes a row of kind "error"."""
+        """The row of what `measure` gives, or of how it failed."""
         try:
             result = measure()
         except Exception as error:
-            message = " ".join(str(error).split())[:500]
-            if isinstance(error, OutOfMemory) or is_out_of_memory(error):
-                return self.row(kind, name, condition, {"error": OUT_OF_MEMORY, "message": message})
-            return self.row("error", name, {**condition, "step": kind}, {"error": type(error).__name__, "message": message})
+            return self.failure(kind, name, condition, error)
         return self.row(kind, name, condition, result)
+
+    def failure(self, kind: str, name: str, condition: Row, error: Exception) -> Row:
+        """Out of memory is a result too; any other failure is a row of kind "error"."""
+        message = " ".join(str(error).split())[:500]
+        if isinstance(error, OutOfMemory) or is_out_of_memory(error):
+            return self.row(kind, name, condition, {"error": OUT_OF_MEMORY, "message": message})
+        return self.row("error", name, {**condition, "step": kind}, {"error": type(error).__name__, "message": message})
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         return (1, self.settings.channels, *size)

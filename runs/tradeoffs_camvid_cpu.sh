@@ -2,10 +2,10 @@
 # What depth and resolution buy, on CamVid: docs/tradeoffs.md. Trains four networks (500 iterations of 8 images of 180x240, seed 0; what has its
 # metrics.json is not trained again), tests each at four image sizes and measures what it costs there. ResNet-50 is measured, not trained.
 # CPU: about 1.5 hours of 2 cores for the trainings, 10 minutes for the tests, 10 minutes of an idle machine for the costs.
-# Data: docs/datasets.md (LINESCAN_DATA).
+# Data: docs/datasets.md (LINESCAN_DATA). Writes to work_dirs/; OUT=results/tradeoffs_camvid_cpu-2threads renews the committed rows, moved away before.
 set -e
 work=work_dirs/camvid-500
-out=results/tradeoffs_camvid_cpu-2threads
+out=${OUT:-work_dirs/tradeoffs_camvid_cpu-2threads}
 hybrid=configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240.py
 twin=configs/hybrid/hybrid-attention-tiny_segformer_1xb8-500_camvid-180x240.py
 mobilenet=configs/deeplabv3plus/mobilenet-v2-d16_deeplabv3plus_1xb8-500_camvid-180x240.py

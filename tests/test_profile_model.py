@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from linescan.profiling import read_rows
+from linescan.profiling import accuracy, measurement_row, read_rows, session
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--sizes", "32,48", "--rounds", "2", "--threads", "1"]
@@ -86,6 +87,65 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
     assert "hybrid:tiny:attention" in output and (tmp_path / "out" / "report.md").exists()
 
 
+@pytest.fixture
+def here(monkeypatch, tmp_path, capsys):
+    """Run the tool in this process; gives its exit status and the last line on standard error."""
+
+    def run(*arguments):
+        out = [] if "--compare" in arguments else ["--out", str(tmp_path / "out")]
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["profile_model.py", *arguments, *out])
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / "tools/profile_model.py"), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        return status, (capsys.readouterr().err.strip().splitlines() or [""])[-1]
+
+    return run
+
+
+def test_a_size_that_a_model_refuses_ends_in_a_status_and_keeps_the_rest(here, monkeypatch, tmp_path):
+    count = session.count_macs
+
+    def refuse(model, shape, **options):
+        if shape[-1] == 48:
+            raise ValueError("48 pixels are too many")
+        return count(model, shape, **options)
+
+    monkeypatch.setattr(session, "count_macs", refuse)
+    status, message = here("vim:test", "--baseline", "none", *QUICK, "--no-memory", "--no-operators")
+    assert status == 1 and "vim:test, cost: 48 pixels are too many" in message
+    rows = read_rows(tmp_path / "out" / "rows.json")
+    assert [(row["kind"], row["condition"].get("size")) for row in rows if row["kind"] in ("speed", "error")] == [
+        ("error", [48, 48]),
+        ("speed", [32, 32]),
+    ]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_accuracy_from_an_evaluation_and_from_a_file_beside_the_controls(here, monkeypatch, tmp_path):
+    stem = "hybrid-bi-wkv-test_segformer_1xb8-400_shapes-128x128"
+    asked = []
+
+    def evaluate(config, checkpoint, **options):
+        asked.append((config.stem, checkpoint.name))
+        condition = {"config": config.stem, "split": "test", "source": "evaluated here"}
+        return measurement_row("accuracy", config.stem, condition=condition, result={"mIoU": 12.5})
+
+    monkeypatch.setattr(accuracy, "evaluate", evaluate)
+    quick = ["--sizes", "32", "--rounds", "1", "--no-memory", "--no-operators", "--controls"]
+    status, message = here(f"configs/shapes/{stem}.py", "--eval", "best.pth", "--accuracy", "results/quickstart/results.json", *quick)
+    assert status == 0, message
+    rows = read_rows(tmp_path / "out" / "rows.json")
+    assert asked == [(stem, "best.pth")]
+    assert [row["result"]["mIoU"] for row in rows if row["kind"] == "accuracy" and row["name"] == stem] == [
+        pytest.approx(43.41, abs=0.01),
+        12.5,
+    ]
+    assert [row["condition"]["role"] for row in rows if row["kind"] == "model"] == ["model", "baseline", "control", "control"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -103,15 +163,6 @@ def test_interrupt_keeps_what_was_measured(tmp_path):
         (["--compare", "nothing.json", "nothing.json"], "nothing.json"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(arguments, message, tmp_path, monkeypatch, capsys):
-    import runpy
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(
-        sys, "argv", ["profile_model.py", *arguments, *([] if "--compare" in arguments else ["--out", str(tmp_path / "out")])]
-    )
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "tools/profile_model.py"), run_name="__main__")
-    error = capsys.readouterr().err
-    last = error.strip().splitlines()[-1]
-    assert stop.value.code == 1 and last.startswith("error: ") and message in last
+def test_bad_input_is_one_line_and_a_status(arguments, message, here):
+    status, last = here(*arguments)
+    assert status == 1 and last.startswith("error: ") and message in last

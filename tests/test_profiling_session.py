@@ -120,6 +120,20 @@ def test_memory_that_runs_out_while_timing(monkeypatch):
     assert kinds([row for row in rows if "error" not in row["result"]])["speed"] == ["vim:test"] * 2
 
 
+def test_models_that_run_alone_and_not_together(monkeypatch):
+    timed = session_module.Session.timed
+
+    def crowded(self, names, *arguments, **limits):
+        if len(names) > 1:
+            raise torch.OutOfMemoryError("all of them are too large together")
+        return timed(self, names, *arguments, **limits)
+
+    monkeypatch.setattr(session_module.Session, "timed", crowded)
+    rows = profile(["vim:test", "vrwkv:test"], baseline=None, **{**QUICK, "sizes": [32, 24]})
+    failed = [(row["kind"], row["name"], row["condition"]["size"][0], row["result"]["error"]) for row in rows if "error" in row["result"]]
+    assert failed == [("speed", name, size, "out of memory") for size in (32, 24) for name in ("vim:test", "vrwkv:test")]
+
+
 def test_a_size_that_one_model_refuses():
     rows = profile([_Refuses(), "vim:test"], baseline=None, **{**QUICK, "sizes": [48, 32]})
     (error,) = [row for row in rows if row["kind"] == "error"]
