@@ -1,9 +1,11 @@
 """Fixtures shared by the flat tests: where outside data lies, and the reason printed when it does not."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +30,8 @@ def _folder(variable: str, default: str) -> Path:
 @pytest.fixture(autouse=True)
 def seed():
     """Every test draws the same numbers, whatever ran before it in its worker."""
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 
