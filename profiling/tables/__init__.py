@@ -1,0 +1,39 @@
+"""Tables of README and docs, written from committed rows.
+
+A page names the table and the results files in a comment, and the table stands below it:
+
+    <!-- table: far_context results/shapes/far_context_192x192_cpu.json -->
+    | ...
+    <!-- end of table -->
+
+`refresh` writes all tables of a page anew (tools/make_tables.py); a test fails where a page and its rows disagree.
+A new kind of table is a function from rows to Markdown with `@table`, in a module that is imported here.
+"""
+
+from .base import TABLES, Row, digits, lines, spread, table
+from .comparisons import comparison, far_context, summary
+from .costs import macs, operators
+from .names import shown
+from .pages import refresh
+from .profiles import Measured, against_twin, side_by_side, tradeoffs, training_steps
+
+__all__ = [
+    "TABLES",
+    "Measured",
+    "Row",
+    "against_twin",
+    "comparison",
+    "digits",
+    "far_context",
+    "lines",
+    "macs",
+    "operators",
+    "refresh",
+    "shown",
+    "side_by_side",
+    "spread",
+    "summary",
+    "table",
+    "tradeoffs",
+    "training_steps",
+]

@@ -1,0 +1,37 @@
+"""Writes the tables of a page."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+from .base import TABLES
+
+_BLOCK = re.compile(r"(?P<head><!-- table: (?P<name>\w+) (?P<files>\S+(?: \S+)*) -->\n)(?P<body>.*?)(?P<end><!-- end of table -->)", re.S)
+_OPENING = "<!-- table:"
+
+
+def refresh(text: str, root: Path) -> str:
+    """The text of a page with every table made from the files that its comment names.
+
+    Args:
+        text: Markdown.
+        root: the folder that the file names start from.
+
+    Raises:
+        ValueError: an unknown table, or a comment without its end.
+        FileNotFoundError: no such results file.
+    """
+    if text.count(_OPENING) != len(_BLOCK.findall(text)):
+        raise ValueError(f"every '{_OPENING} NAME FILE ... -->' needs an '<!-- end of table -->' below it, and nothing else on its line")
+
+    def written(block: re.Match) -> str:
+        if block["name"] not in TABLES:
+            near = difflib.get_close_matches(block["name"], TABLES, n=1)
+            raise ValueError(
+                f"unknown table {block['name']!r}{f', did you mean {near[0]}?' if near else ''}; there are {', '.join(TABLES)}"
+            )
+        rows = [row for file in block["files"].split() for row in json.loads((root / file).read_text(encoding="utf-8"))]
+        return block["head"] + TABLES[block["name"]](rows) + block["end"]
+
+    return _BLOCK.sub(written, text)
