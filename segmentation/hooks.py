@@ -72,6 +72,6 @@ class PredictionPicturesHook(Hook):
 
 
 def _labels(data) -> np.ndarray:
-    """PixelData -> (H, W); test-time augmentation leaves no channel axis, everything else one of length 1."""
-    labels = data.data.cpu().numpy()
+    """PixelData -> integers (H, W); test-time augmentation leaves no channel axis, everything else one of length 1, binary heads floats."""
+    labels = data.data.cpu().long().numpy()
     return labels.reshape(labels.shape[-2:])

@@ -168,6 +168,7 @@ PUBLIC = {
     "cityscapes": "CheckedCityscapesDataset",
     "voc12": "CheckedPascalVOCDataset",
     "camvid": "CamVidDataset",
+    "kvasir": "KvasirDataset",
 }
 
 

@@ -57,3 +57,26 @@ def test_per_class_iou():
     # ground: 1 of (2 true + 1 false positive); linked: 1 of 2; free: 3 of 4
     assert {k: v for k, v in found.items() if k.startswith("IoU.")} == {"IoU.ground": 33.33, "IoU.linked": 50.0, "IoU.free": 75.0}
     assert found["mIoU"] == pytest.approx(np.mean([100 / 3, 50, 75]), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "dice", "iou"),
+    [
+        ([([[1, 1, 0, 0]], [[1, 1, 0, 0]])], [100], [100]),
+        ([([[1, 1, 0, 0]], [[0, 1, 1, 0]])], [50], [100 / 3]),
+        ([([[1, 1, 0, 0]], [[0, 0, 0, 0]]), ([[0, 0, 0, 0]], [[0, 0, 0, 0]])], [0, 100], [0, 100]),  # nothing found; nothing to find
+        ([([[1, 255, 255, 0]], [[1, 1, 0, 0]])], [100], [100]),  # ignored pixels count neither way
+        ([([[1] * 99 + [0]], [[1] * 99 + [0]]), ([[1, 0]], [[0, 1]])], [100, 0], [100, 0]),  # a small object weighs as much as a large one
+        ([([[1, 1, 0, 0]], [[1.0, 1.0, 0.0, 0.0]])], [100], [100]),  # heads of one logit predict floats
+        ([([[2, 1, 0, 0]], [[2, 1, 2, 0]])], [100], [100]),  # other classes are background
+    ],
+)
+def test_overlap_per_image(pairs, dice, iou):
+    found = evaluate(METRICS.build(dict(type="PerImageOverlap", foreground="linked")), pairs)
+    expected = {"mDice": np.mean(dice), "mIoU": np.mean(iou), "Dice_sd": np.std(dice), "IoU_sd": np.std(iou)}
+    assert found == pytest.approx(expected)
+
+
+def test_overlap_of_an_unknown_class():
+    with pytest.raises(ValueError, match="foreground: the data set has no class 'polyp', only "):
+        evaluate(METRICS.build(dict(type="PerImageOverlap", foreground="polyp")), [([[1]], [[1]])])

@@ -8,6 +8,7 @@ from .checked import (
     CheckedPascalVOCDataset,
     CheckedSegDataset,
 )
+from .kvasir import KvasirDataset
 from .loading import LoadCheckedAnnotations, LoadCheckedImage, read_pixels
 from .shapes import ShapesDataset
 from .sources import SOURCES, DataSource
@@ -21,6 +22,7 @@ __all__ = [
     "CheckedPascalVOCDataset",
     "CheckedSegDataset",
     "DataSource",
+    "KvasirDataset",
     "LoadCheckedAnnotations",
     "LoadCheckedImage",
     "ShapesDataset",

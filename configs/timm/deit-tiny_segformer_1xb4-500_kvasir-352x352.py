@@ -1,0 +1,22 @@
+"""Polyps in Kvasir-SEG, 500 iterations for a CPU: DeiT tiny with the all-MLP head of SegFormer, one logit per pixel, threshold 0.5.
+
+    python tools/train.py configs/timm/deit-tiny_segformer_1xb4-500_kvasir-352x352.py
+
+The recipe of hybrid-bi-wkv-tiny; the last map becomes a pyramid (SimpleFeaturePyramid).
+
+Status: untrained.
+"""
+
+_base_ = [
+    "../_base_/models/segformer_plain.py",
+    "../_base_/datasets/kvasir_352x352.py",
+    "../_base_/schedules/adamw_scratch_500.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(type="linescan.TimmBackbone", model_name="deit_tiny", out_indices=(11,)),
+    decode_head=dict(num_classes=_base_.num_classes, out_channels=1, threshold=0.5, loss_decode=dict(use_sigmoid=True)),
+)
+default_hooks = dict(checkpoint=dict(interval=250))
