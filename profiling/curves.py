@@ -3,7 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def read_scalars(path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -62,12 +65,11 @@ def plot_curves(
     figure.savefig(out, dpi=130)
 
 
-def plot_latencies(rows: Sequence[Mapping[str, Any]], out: str | Path, title: str) -> None:
+def latency_curves(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     """Time against the number of tokens: a panel per mode, a line per provider through the medians, a band from p20 to p80.
 
     Args:
         rows: each with mode, provider, tokens, and median, p20, p80 in milliseconds.
-        out: the picture to write; its suffix names the format.
         title: above all panels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -88,4 +90,4 @@ def plot_latencies(rows: Sequence[Mapping[str, Any]], out: str | Path, title: st
     panels[0].set_ylabel("latency (ms)")
     panels[0].legend(loc="upper left")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(out, dpi=120)
+    return figure

@@ -4,19 +4,27 @@ A page names the picture in a comment above it, and tools/make_tables.py draws i
 
     <!-- figure: accuracy_by_size results/tradeoffs/rows.json results/tradeoffs/accuracy.json results/tradeoffs/accuracy_size.png -->
 
-The last file is the picture, those before it hold the rows.
+The last file is the picture, those before it hold the rows. The picture carries a digest of its rows, so that a test can tell when it is
+older than they are.
 """
 
+import difflib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .curves import latency_curves
 from .report.fits import pareto_front
-from .report.style import COLOURS, MARKERS, new_figure, png
+from .report.style import COLOURS, MARKERS, digest, digest_in, new_figure, png
 from .tables import Measured, Row, shown
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _COMMENT = re.compile(r"<!-- figure: (\w+) (\S+(?: \S+)*) (\S+) -->")
+FIGURES: dict[str, Callable[[Sequence[Row]], "Figure"]] = {}
 
 
 def draw_figures(text: str, root: Path) -> list[Path]:
@@ -27,20 +35,47 @@ def draw_figures(text: str, root: Path) -> list[Path]:
         FileNotFoundError: no such results file.
     """
     drawn = []
-    for name, files, picture in _COMMENT.findall(text):
-        if name not in FIGURES:
-            raise ValueError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
-        rows = [row for file in files.split() for row in json.loads((root / file).read_text(encoding="utf-8"))]
-        (root / picture).write_bytes(FIGURES[name](rows))
-        drawn.append(root / picture)
+    for name, rows, path in _named(text, root):
+        path.write_bytes(picture(name, rows))
+        drawn.append(path)
     return drawn
 
 
-def accuracy_by_size(rows: Sequence[Row]) -> bytes:
-    """A PNG: mIoU against latency, a line per network through its image sizes, and the Pareto front of all points."""
+def outdated_figures(text: str, root: Path) -> list[Path]:
+    """The pictures that a page names and that are missing or were drawn from other rows.
+
+    Raises:
+        As `draw_figures`.
+    """
+    return [path for name, rows, path in _named(text, root) if not path.exists() or digest_in(path.read_bytes()) != digest(name, rows)]
+
+
+def picture(name: str, rows: Sequence[Row]) -> bytes:
+    """A PNG that carries the digest of its rows."""
+    return png(FIGURES[name](rows), digest(name, rows))
+
+
+def _named(text: str, root: Path) -> Iterator[tuple[str, list[Row], Path]]:
+    """Name, rows and picture of each figure of a page."""
+    for name, files, path in _COMMENT.findall(text):
+        if name not in FIGURES:
+            near = difflib.get_close_matches(name, FIGURES, n=1)
+            raise ValueError(f"unknown figure {name!r}{f', did you mean {near[0]}?' if near else ''}; there are {', '.join(FIGURES)}")
+        yield name, [row for file in files.split() for row in json.loads((root / file).read_text(encoding="utf-8"))], root / path
+
+
+def figure(draw: Callable[[Sequence[Row]], "Figure"]) -> Callable[[Sequence[Row]], "Figure"]:
+    """Registers a function from rows to a figure under its name."""
+    FIGURES[draw.__name__] = draw
+    return draw
+
+
+@figure
+def accuracy_by_size(rows: Sequence[Row]) -> "Figure":
+    """mIoU against latency, a line per network through its image sizes, and the Pareto front of all points."""
     measured = Measured(rows)
-    figure = new_figure(7.2, 4.8)
-    axes = figure.subplots()
+    drawn = new_figure(7.2, 4.8)
+    axes = drawn.subplots()
     everything = []
     for index, name in enumerate(name for name in measured.names if any(measured.has("accuracy", name, size) for size in measured.sizes)):
         sizes = [size for size in measured.sizes if measured.has("accuracy", name, size)]
@@ -61,7 +96,21 @@ def accuracy_by_size(rows: Sequence[Row]) -> bytes:
     axes.set_ylabel("mIoU on the test split, %")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=8)
-    return png(figure)
+    return drawn
 
 
-FIGURES: dict[str, Callable[[Sequence[Row]], bytes]] = {"accuracy_by_size": accuracy_by_size}
+@figure
+def latency_by_tokens(rows: Sequence[Row]) -> "Figure":
+    """The sweep of a kernel benchmark: time against the number of tokens, by mode and provider."""
+    timed = [row for row in rows if "latency_ms" in row["result"]]
+    points = [row["condition"] | row["result"]["latency_ms"] | {"tokens": tokens(row["condition"])} for row in timed]
+    first, where = timed[0]["condition"], timed[0]["provenance"]
+    return latency_curves(
+        points, f"{timed[0]['name']} ({first['axes']}), {first['dtype']}, {where['device']}, {where['threads']} CPU threads"
+    )
+
+
+def tokens(condition: Row) -> int:
+    """Length of the sequences of a kernel benchmark."""
+    sizes = dict(zip(condition["axes"].split(), condition["shape"], strict=True))
+    return sizes["T"] if "T" in sizes else sizes["L"] if "L" in sizes else sizes["H"] * sizes["W"]

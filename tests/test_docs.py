@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from linescan.profiling import read_rows, report
+from linescan.profiling.figures import outdated_figures
 from linescan.profiling.tables import TABLES, refresh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +58,16 @@ def test_readme_is_short():
 def test_tables_are_what_their_rows_say(page):
     text = page.read_text(encoding="utf-8")
     assert refresh(text, ROOT) == text, "make tables writes them anew"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pictures_are_drawn_from_todays_rows(page):
+    assert outdated_figures(page.read_text(encoding="utf-8"), ROOT) == [], "make tables draws them anew"
+
+
+@pytest.mark.parametrize("folder", [path.parent for path in sorted(ROOT.glob("results/*/report.md"))], ids=lambda p: p.name)
+def test_reports_are_what_their_rows_say(folder):
+    assert report.outdated(read_rows(folder / "rows.json"), folder) == [], "make tables writes them anew"
 
 
 def test_every_kind_of_table_stands_on_a_page():

@@ -6,7 +6,9 @@ import json
 import pytest
 from PIL import Image
 
-from linescan.profiling.figures import accuracy_by_size, draw_figures
+from linescan.profiling import write_rows
+from linescan.profiling.figures import draw_figures, latency_by_tokens, outdated_figures, picture
+from linescan.profiling.report.style import digest
 from linescan.profiling.tables import digits, side_by_side, tradeoffs, training_steps
 
 SCALE = "test_dataloader.dataset.pipeline.1.scale"
@@ -79,6 +81,10 @@ def test_digits(value, text):
     assert digits(value) == text
 
 
+def pixels(rows):
+    return Image.open(io.BytesIO(picture("accuracy_by_size", rows))).tobytes()
+
+
 def test_figures_are_drawn_where_a_page_names_them(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(profile_rows()))
     (tmp_path / "none.json").write_text("[]")
@@ -86,11 +92,43 @@ def test_figures_are_drawn_where_a_page_names_them(tmp_path):
     assert min(Image.open(tmp_path / "out.png").size) > 300
     other = profile_rows()
     other[-1]["result"]["peak_mib"] = 0.0
-    assert Image.open(io.BytesIO(accuracy_by_size(other))).tobytes() == Image.open(tmp_path / "out.png").tobytes(), "memory is not drawn"
+    assert pixels(other) == Image.open(tmp_path / "out.png").tobytes(), "memory is not drawn"
     other[2]["result"]["latency_ms"]["median"] = 15.0
-    assert Image.open(io.BytesIO(accuracy_by_size(other))).tobytes() != Image.open(tmp_path / "out.png").tobytes()
+    assert pixels(other) != Image.open(tmp_path / "out.png").tobytes()
+
+
+def test_a_picture_that_is_older_than_its_rows_is_found(tmp_path):
+    page, rows = "<!-- figure: accuracy_by_size rows.json out.png -->", profile_rows()
+    write_rows(tmp_path / "rows.json", rows)
+    assert outdated_figures(page, tmp_path) == [tmp_path / "out.png"], "missing"
+    draw_figures(page, tmp_path)
+    assert outdated_figures(page, tmp_path) == []
+    rows[-1]["result"]["peak_mib"] += 1
+    write_rows(tmp_path / "rows.json", rows)
+    assert outdated_figures(page, tmp_path) == [tmp_path / "out.png"], "other rows"
+    draw_figures(page, tmp_path)
+    Image.open(tmp_path / "out.png").save(tmp_path / "out.png")
+    assert outdated_figures(page, tmp_path) == [tmp_path / "out.png"], "no digest"
+
+
+def test_digests_differ_by_figure_and_by_row():
+    rows = profile_rows()
+    assert len({digest("a", rows), digest("b", rows), digest("a", rows[1:]), digest("a", [])}) == 4
+    assert digest("a", rows) == digest("a", json.loads(json.dumps(rows)))
+
+
+def test_a_sweep_is_drawn_by_tokens():
+    at = {"axes": "B D L", "dtype": "float32", "mode": "fwd", "provider": "c"}
+    times = {"latency_ms": {"median": 2.0, "p20": 1.0, "p80": 3.0}}
+    rows = [row("kernel", "scan", at | {"shape": [1, 8, length]}, times) for length in (16, 32)]
+    for one in rows:
+        one["provenance"].update(device="some CPU", threads=2)
+    rows.append(row("kernel", "scan", at | {"shape": [1, 8, 16]}, {"peak_mib": {"median": 1.0, "p20": 1.0, "p80": 1.0}}))
+    drawn = latency_by_tokens(rows)
+    assert [line.get_xydata().tolist() for line in drawn.axes[0].lines] == [[[16, 2], [32, 2]]]
+    assert drawn.get_suptitle() == "scan (B D L), float32, some CPU, 2 CPU threads"
 
 
 def test_an_unknown_figure_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="unknown figure 'latencies'; there are accuracy_by_size"):
-        draw_figures("<!-- figure: latencies rows.json out.png -->", tmp_path)
+    with pytest.raises(ValueError, match="unknown figure 'accuracy_size', did you mean accuracy_by_size"):
+        draw_figures("<!-- figure: accuracy_size rows.json out.png -->", tmp_path)

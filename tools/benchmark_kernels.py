@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from linescan.kernels import benchmark
 from linescan.profiling import measurement_row, write_rows
-from linescan.profiling.curves import plot_latencies
-from linescan.profiling.provenance import device_name
+from linescan.profiling.figures import picture, tokens
 
 NUMBERS = ("median", "p20", "p80")
 
@@ -59,11 +58,6 @@ def parse_shape(text: str, axes: str) -> tuple[int, ...]:
     return shape
 
 
-def tokens(row: dict) -> int:
-    sizes = dict(zip(row["axes"].split(), row["shape"], strict=True))
-    return sizes["T"] if "T" in sizes else sizes["L"] if "L" in sizes else sizes["H"] * sizes["W"]
-
-
 def row_text(row: dict) -> str:
     shape = "x".join(map(str, row["shape"]))
     numbers = "  ".join(f"{row[key]:10.4g}" for key in NUMBERS)
@@ -79,7 +73,7 @@ def as_result(row: dict, device: str) -> dict:
 
 
 def measure(args: argparse.Namespace, path: Path) -> list[dict]:
-    """All rows, written after every shape and mode so that an interrupted run keeps what it has."""
+    """All rows as results, written after every shape and mode so that an interrupted run keeps what it has."""
     cases = benchmark.load_cases(args.op)
     dtype = getattr(torch, args.dtype)
     providers = args.providers or benchmark.default_providers(args.op, args.device)
@@ -103,9 +97,10 @@ def measure(args: argparse.Namespace, path: Path) -> list[dict]:
         write_rows(path, results)
     if args.sweep:
         slopes = list(benchmark.slope_rows(found, tokens))
-        write_rows(path, results + [as_result(row, args.device) for row in slopes])
+        results += [as_result(row, args.device) for row in slopes]
+        write_rows(path, results)
         print(*map(row_text, slopes), sep="\n")
-    return found
+    return results
 
 
 def main() -> None:
@@ -124,9 +119,7 @@ def main() -> None:
     rows = measure(args, path)
     print(f"rows: {path}")
     if args.plot:
-        times = [{**row, "tokens": tokens(row)} for row in rows if row["metric"] == "latency_ms"]
-        title = f"{args.op} ({times[0]['axes']}), {args.dtype}, {device_name(args.device)}, {torch.get_num_threads()} CPU threads"
-        plot_latencies(times, path.with_suffix(".png"), title)
+        path.with_suffix(".png").write_bytes(picture("latency_by_tokens", rows))
         print(f"plot: {path.with_suffix('.png')}")
 
 

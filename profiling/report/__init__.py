@@ -8,7 +8,7 @@ from .comparison_text import comparison_markdown, comparison_table
 from .fits import loglog_slope, pareto_front
 from .markdown import markdown
 from .terminal import terminal_table
-from .writing import write_report
+from .writing import outdated, write_report
 
 __all__ = [
     "Change",
@@ -17,6 +17,7 @@ __all__ = [
     "comparison_table",
     "loglog_slope",
     "markdown",
+    "outdated",
     "pareto_front",
     "terminal_table",
     "write_report",

@@ -1,9 +1,12 @@
 """Colours, markers and lines shared by all plots: one colour per model in every picture, told apart by colour-blind readers too."""
 
+import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .data import Report
 from .text import short_names
@@ -98,8 +101,25 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def png(figure: "Figure") -> bytes:
-    """The picture, with a small margin around all that was drawn, legends included."""
+def png(figure: "Figure", carried: str | None = None) -> bytes:
+    """The picture, with a small margin around all that was drawn, legends included.
+
+    Args:
+        figure: what was drawn.
+        carried: the `digest` of the rows that it was drawn from; kept in the file's text under "rows", `digest_in` reads it.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12)
+    metadata = {"rows": carried} if carried else {}
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12, metadata=metadata)
     return buffer.getvalue()
+
+
+def digest(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 over the name of a figure and its rows, in hexadecimal digits: other rows, another digest."""
+    return hashlib.sha256("\n".join([name, *(json.dumps(row, sort_keys=True) for row in rows)]).encode()).hexdigest()
+
+
+def digest_in(picture: bytes) -> str | None:
+    """The digest that a PNG file carries, None where it has none. A text stands in the file as "tEXt", its key, a zero byte, the text."""
+    found = re.search(rb"tEXtrows\0([0-9a-f]{64})", picture)
+    return found[1].decode() if found else None

@@ -3,13 +3,17 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import bars, plots
 from .data import Report, Row
 from .markdown import document
 from .page import page
-from .style import png
+from .style import digest, digest_in, png
 from .text import listed, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BAND = "bands: 20th to 80th percentile; the slope is the exponent of the number of pixels, 1 is linear, 2 quadratic"
 FIGURES = {
@@ -29,8 +33,8 @@ FIGURES = {
 def write_report(rows: Sequence[Row], folder: str | os.PathLike[str], *, title: str | None = None) -> list[Path]:
     """Writes report.md, report.html and a PNG of each plot that the rows allow.
 
-    Each file is written whole or not at all. A plot of an earlier report in the same folder that these rows do not allow is removed, since
-    it would show other measurements than the text beside it.
+    Each file is written whole or not at all, and a picture carries the digest of the rows. A plot of an earlier report in the same folder
+    that these rows do not allow is removed, since it would show other measurements than the text beside it.
 
     Args:
         rows: as `linescan.profiling.read_rows` gives them; kinds that are no part of a profile are passed over and named.
@@ -47,14 +51,36 @@ def write_report(rows: Sequence[Row], folder: str | os.PathLike[str], *, title: 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     title = title or default_title(report)
-    pictures = {name: (caption, png(figure)) for name, (draw, caption) in FIGURES.items() if (figure := draw(report)) is not None}
-    captions = {name: caption for name, (caption, _) in pictures.items()}
+    figures = _figures(report)
+    captions = {name: FIGURES[name][1] for name in figures}
+    pictures = {name: (captions[name], png(figure, digest(name, rows))) for name, figure in figures.items()}
     content = {"report.md": document(report, title=title, figures=captions).encode()}
     content["report.html"] = page(report, title=title, figures=pictures).encode()
     content |= {f"{name}.png": picture for name, (_, picture) in pictures.items()}
-    for name in FIGURES.keys() - pictures.keys():
+    for name in FIGURES.keys() - figures.keys():
         (folder / f"{name}.png").unlink(missing_ok=True)
     return [_write(folder / name, data) for name, data in content.items()]
+
+
+def outdated(rows: Sequence[Row], folder: str | os.PathLike[str]) -> list[Path]:
+    """What in a folder is not the report of these rows: report.md with another text, pictures of other rows, missing ones, and pictures
+    that these rows do not allow. For reports with their default title; report.html is not looked at."""
+    report, folder = Report(rows), Path(folder)
+    figures = _figures(report)
+    text = document(report, title=default_title(report), figures={name: FIGURES[name][1] for name in figures})
+    current = folder / "report.md"
+    found = [] if current.exists() and current.read_text(encoding="utf-8") == text else [current]
+    for name in FIGURES:
+        picture = folder / f"{name}.png"
+        carried = digest_in(picture.read_bytes()) if picture.exists() else None
+        if carried != digest(name, rows) if name in figures else picture.exists():
+            found.append(picture)
+    return found
+
+
+def _figures(report: Report) -> dict[str, "Figure"]:
+    """The plots that the rows allow."""
+    return {name: figure for name, (draw, _) in FIGURES.items() if (figure := draw(report)) is not None}
 
 
 def default_title(report: Report) -> str:
