@@ -1,12 +1,14 @@
 """From a config file and command-line options to the config that runs."""
 
+import difflib
 from collections.abc import Collection
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import mmengine.config.utils as mmengine_config
 from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
 
 from .amp import PRECISIONS
 from .errors import ConfigError
@@ -14,6 +16,8 @@ from .launch import LAUNCHERS
 from .noise import quiet_imports
 
 FORK_PREFIX = "onedl-"
+# What registers linescan's names, by the default scope of the config that may use them; None: any config.
+OURS = {None: "linescan.backbones", "mmseg": "linescan.segmentation"}
 
 
 def find_forks() -> None:
@@ -32,6 +36,30 @@ def _installed(package: str) -> bool:
     return True
 
 
+def find_config(path: str | Path) -> Path:
+    """The file of a config: a path, or PACKAGE::PATH among the configs that an installed package of OpenMMLab brings.
+
+    `mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py` is written as in `_base_`.
+
+    Raises:
+        ConfigError: no such file or package; the message has the near names.
+    """
+    package, separator, inner = str(path).rpartition("::")
+    if not separator:
+        if not Path(path).is_file():
+            raise ConfigError(f"{path}: no such config file")
+        return Path(path)
+    if not package.isidentifier() or (spec := util.find_spec(package)) is None or spec.origin is None:
+        raise ConfigError(f"{path}: no package {package!r} is installed; expected PACKAGE::PATH, such as mmseg::segformer/NAME.py")
+    folder = Path(spec.origin).parent / ".mim" / "configs"
+    if not (folder / inner).is_file():
+        known = [file.relative_to(folder).as_posix() for file in folder.rglob("*.py")]
+        near = difflib.get_close_matches(inner, known, n=3, cutoff=0.6)
+        hint = f". Did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"{path}: no such config among the {len(known)} of {package}{hint}")
+    return folder / inner
+
+
 def load_config(
     path: str | Path,
     *,
@@ -45,7 +73,8 @@ def load_config(
     """Read a config file and apply the options of the tools to it.
 
     Args:
-        path: config file (.py, .json, .yaml); its `custom_imports` are imported.
+        path: config file (.py, .json, .yaml), or PACKAGE::PATH, see `find_config`. Its `custom_imports` are imported, those of the
+            options too, and linescan's backbones and, for configs of MMSegmentation, its segmentors, metrics and data sets always.
         work_dir: where the run writes; else the config's own, else work_dirs/<config name>.
         cfg_options: dotted keys to values, as `--cfg-options` gives them.
         resume: True: from the newest complete checkpoint in the work folder, from the start if there is none. A path: from that file.
@@ -56,9 +85,7 @@ def load_config(
     Raises:
         ConfigError: if the file is missing or an option does not fit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file")
+    path = find_config(path)
     if launcher not in LAUNCHERS:
         raise ConfigError(f"launcher: expected one of {', '.join(LAUNCHERS)}, got {launcher!r}")
     find_forks()
@@ -69,6 +96,7 @@ def load_config(
         cfg.merge_from_dict(cfg_options)
         if "data_root" in cfg_options:
             move_data_root(cfg, before, cfg_options["data_root"])
+    import_modules(cfg, again=any(key.split(".")[0] == "custom_imports" for key in cfg_options or ()))
     cfg.launcher = launcher
     cfg.work_dir = str(work_dir or cfg.get("work_dir") or Path("work_dirs") / path.stem)
     if resume is True:
@@ -82,6 +110,31 @@ def load_config(
     if amp is not None:
         set_precision(cfg, amp)
     return cfg
+
+
+def import_modules(cfg: Config, *, again: bool) -> None:
+    """Add linescan's modules to the `custom_imports` of `cfg` and import them, so that any config may use their names.
+
+    Args:
+        cfg: changed in place.
+        again: import the others too. MMEngine has done that with those of the file, before options were applied.
+
+    Raises:
+        ConfigError: one of them cannot be imported, unless `custom_imports.allow_failed_imports` lets it.
+    """
+    custom = cfg.get("custom_imports") or {}
+    named = custom.get("imports") or []
+    named = [named] if isinstance(named, str) else list(named)
+    ours = [module for scope, module in OURS.items() if scope in (None, cfg.get("default_scope"))]
+    may_fail = custom.get("allow_failed_imports", False)
+    with quiet_imports():
+        import_modules_from_strings(ours)
+        if again:
+            try:
+                import_modules_from_strings(named, allow_failed_imports=may_fail)
+            except ImportError as error:
+                raise ConfigError(f"custom_imports: {error}; it is not installed, and its folder is not on PYTHONPATH") from error
+    cfg.custom_imports = dict(imports=list(dict.fromkeys([*ours, *named])), allow_failed_imports=may_fail)
 
 
 def move_data_root(cfg: Config, before: str | None, after: str) -> None:

@@ -224,7 +224,7 @@ def read_config(path: Path, options: Mapping[str, Any] | None = None, **argument
     Raises:
         ConfigError: no such file, not readable as a config, or options that do not fit.
     """
-    if not path.is_file():
+    if not path.is_file() and "::" not in str(path):
         beside = {p.name: p for p in _files(path.parent, "*")} if path.parent.is_dir() and not path.is_dir() else {}
         known = beside if did_you_mean(path.name, beside) else {p.name: p for p in _config_files()}
         near = [_shown(known[name]) for name in difflib.get_close_matches(path.name, known, n=3, cutoff=0.6)]

@@ -16,15 +16,18 @@ class PyramidEncoderDecoder(EncoderDecoder):
 
     The backbone tells its channels per level in `out_channels`; a neck tells its own either as a sequence or as an int together with
     `num_outs` (FPN, MultiLevelNeck). A head selects levels with `in_index`. Where a head or neck gives `in_channels` itself, the two must
-    agree. A backbone or neck that tells nothing (MMSegmentation's own) works when the next part gives `in_channels`.
+    agree; `in_channels=None` is the same as none, so that a command line can take away what a config has. A backbone or neck that tells
+    nothing (MMSegmentation's own) works when the next part gives `in_channels`.
 
     Args:
-        backbone, decode_head, neck, auxiliary_head, train_cfg, test_cfg, data_preprocessor, init_cfg: as in EncoderDecoder. Pretrained
-            weights go through the backbone's `init_cfg`. The configs passed in are not changed. `neck` may be a list of necks, which are
-            applied in order: [dict(type="SimpleFeaturePyramid"), dict(type="FPN", ...)].
+        backbone, decode_head, neck, auxiliary_head, train_cfg, test_cfg, data_preprocessor, pretrained, init_cfg: as in EncoderDecoder.
+            Pretrained weights of our backbones go through their `init_cfg`; `pretrained` is for MMSegmentation's, which take an argument
+            of that name. The configs passed in are not changed. `neck` may be a list of necks, which are applied in order:
+            [dict(type="SimpleFeaturePyramid"), dict(type="FPN", ...)].
 
     Raises:
-        ValueError: `in_channels` is unknown, disagrees with the pyramid, or `in_index` names a level that does not exist.
+        ValueError: `in_channels` is unknown, disagrees with the pyramid, or `in_index` names a level that does not exist; `pretrained` is
+            given here and in the backbone.
     """
 
     def __init__(
@@ -36,10 +39,15 @@ class PyramidEncoderDecoder(EncoderDecoder):
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
+        pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         # EncoderDecoder.__init__ would build neck and heads before their channels are known.
         BaseSegmentor.__init__(self, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if pretrained is not None:
+            if backbone.get("pretrained") is not None:
+                raise ValueError(f"pretrained={pretrained!r}, but the backbone has pretrained={backbone['pretrained']!r}; leave one out")
+            backbone = {**backbone, "pretrained": pretrained}
         self.backbone = MODELS.build(backbone)
         self._source, self._channels = f"backbone {backbone['type']}", _levels(self.backbone)
         if isinstance(neck, Sequence):
@@ -84,7 +92,9 @@ class PyramidEncoderDecoder(EncoderDecoder):
         channels = [self._channels[i] for i in levels]
         found = channels[0] if isinstance(in_index, int) else channels
         if given is not None and (given if isinstance(given, int) else list(given)) != found:
-            raise ValueError(f"{name}.in_channels={given}, but at in_index={in_index} {self._source} gives {found}; leave in_channels out")
+            raise ValueError(
+                f"{name}.in_channels={given}, but at in_index={in_index} {self._source} gives {found}; leave in_channels out, or None"
+            )
         return {**part, "in_channels": found}
 
 

@@ -1,9 +1,13 @@
 """Fixtures shared by the flat tests: where outside data lies, and the reason printed when it does not."""
 
+import importlib.util
 import os
 import random
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -46,6 +50,33 @@ def no_default_scope():
 def repo_root() -> Path:
     """The checkout itself, for tests of tools and configs."""
     return ROOT
+
+
+@pytest.fixture
+def tool(repo_root, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Run a tool in this process, `tool("train", config, "--amp")`; gives its exit status and standard error."""
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+        status = 0
+        try:
+            runpy.run_path(str(repo_root / "tools" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        return status, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def commands() -> ModuleType:
+    """commands.py of this folder; tests are no packages, so they cannot import it."""
+    spec = importlib.util.spec_from_file_location("commands", ROOT / "tests" / "commands.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -102,3 +102,19 @@ def test_the_config_is_left_as_it_was():
     before = dict(head)
     build(decode_head=head)
     assert head == before
+
+
+def test_none_takes_channels_away_and_pretrained_goes_to_the_backbone(monkeypatch):
+    model = build(decode_head=dict(in_channels=None), auxiliary_head=dict(in_channels=None))
+    assert (model.decode_head.in_channels, model.auxiliary_head.in_channels) == ([4, 8], 8)
+
+    class Weighty(Levels):
+        def __init__(self, pretrained=None):
+            super().__init__()
+            self.pretrained = pretrained
+
+    monkeypatch.setitem(MODELS.module_dict, "Weighty", Weighty)
+    given = dict(type="Weighty")
+    assert build(backbone=given, pretrained="a.pth").backbone.pretrained == "a.pth" and given == dict(type="Weighty")
+    with pytest.raises(ValueError, match=r"pretrained='a.pth', but the backbone has pretrained='b.pth'"):
+        build(backbone=dict(type="Weighty", pretrained="b.pth"), pretrained="a.pth")

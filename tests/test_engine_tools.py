@@ -2,8 +2,6 @@
 
 import json
 import os
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -16,24 +14,6 @@ from linescan.engine.cli import run_tool
 from linescan.engine.testing import read_losses, toy_config
 
 CONFIG = "configs/hybrid/hybrid-attention-tiny_segformer_1xb4-10k_camvid-360x480.py"
-
-
-@pytest.fixture
-def tool(repo_root, monkeypatch, capsys):
-    """Run a tool in this process; gives its exit status and standard error."""
-
-    def run(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        monkeypatch.setenv("LOCAL_RANK", "0")
-        monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-        status = 0
-        try:
-            runpy.run_path(str(repo_root / "tools" / f"{name}.py"), run_name="__main__")
-        except SystemExit as stop:
-            status = stop.code
-        return status, capsys.readouterr().err
-
-    return run
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def size(text: str) -> int | tuple[int, ...]:
 
 def accuracy_rows(args: argparse.Namespace, subjects: list) -> list[dict]:
     """Accuracies from results files, then from evaluations."""
-    configs = [model for model in args.models if Path(model).is_file()]
+    configs = [model for model in args.models if Path(model).is_file() or "::" in model]
     if args.eval and len(args.eval) != len(configs):
         raise ConfigError(f"--eval: expected a checkpoint for each of the {len(configs)} configs among the models, got {len(args.eval)}")
     rows = [row for path in args.accuracy for row in read_accuracy(path, subjects)]
