@@ -15,7 +15,7 @@ from .subjects import Subject, resolve
 def line_up(
     models: Iterable[str | Path | Mapping | nn.Module | Subject],
     *,
-    baseline: str | None = "auto",
+    baseline: str | Subject | None = "auto",
     with_controls: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Subject]:
@@ -23,7 +23,8 @@ def line_up(
 
     Args:
         models: see `subjects.resolve`.
-        baseline: "auto" picks one for each model (`baselines.choose_baseline`), None none; anything else names one for all.
+        baseline: "auto" picks one for each model (`baselines.choose_baseline`), None none; anything else is
+            one for all, a name or what `subjects.resolve` gives.
         with_controls: add the twins of a hybrid without long-range mixing (`baselines.controls`).
         options: constructor arguments of every backbone, or cfg_options of every config.
     """

@@ -41,7 +41,7 @@ IN_CHILD, CHILD_START = 2, 1e11
 def profile(
     models: Iterable[str | Path | Mapping | nn.Module | Subject],
     *,
-    baseline: str | None = "auto",
+    baseline: str | Subject | None = "auto",
     with_controls: bool = False,
     options: Mapping[str, Any] | None = None,
     on_row: Callable[[Row], None] | None = None,

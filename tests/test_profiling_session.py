@@ -1,6 +1,8 @@
 """A profiling session: who is measured beside whom, which rows come, and that failures become rows and lose none."""
 
 import json
+import re
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from linescan.profiling import profile
 from linescan.profiling import session as session_module
 from linescan.profiling.lineup import line_up, references
 from linescan.profiling.memory import OutOfMemory
+from linescan.profiling.progress import progress_bar
+from linescan.profiling.subjects import resolve
 
 QUICK = dict(sizes=[32], rounds=2, memory=False, operators=False)
 
@@ -226,3 +230,21 @@ def test_bad_input_is_refused_before_anything_is_built(arguments, message, monke
     monkeypatch.setattr(session_module, "build", lambda subject: pytest.fail("was built"))
     with pytest.raises((ConfigError, ValueError), match=message):
         profile(**{"models": ["vim:test"], "baseline": None, **QUICK, **arguments})
+
+
+def test_a_baseline_with_options_of_its_own():
+    """One subject as the baseline of all: the models' options are not its."""
+    baseline = resolve("hybrid:test:attention", options=dict(mlp_ratio=1))
+    rows = profile([resolve("hybrid:test:bi_wkv", options=dict(mlp_ratio=1)), "timm:deit_tiny"], baseline=baseline, **QUICK)
+    speeds = {row["name"]: row["condition"]["reference"] for row in rows if row["kind"] == "speed"}
+    assert speeds == dict.fromkeys(("hybrid:test:bi_wkv", "timm:deit_tiny", "hybrid:test:attention"), "hybrid:test:attention")
+    options = {row["name"]: row["condition"]["options"] for row in rows if row["kind"] == "model"}
+    assert options["timm:deit_tiny"] == {} and options["hybrid:test:attention"] == dict(mlp_ratio=1)
+
+
+def test_the_bar_shows_what_a_session_tells(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_bar() as show:
+        for label, fraction in (("cost of a", 0.0), ("speed of a at 64", 1.0)):
+            show(label, fraction)
+    assert re.search(r"speed of a at 64: 100%.* left", capsys.readouterr().err)

@@ -15,13 +15,13 @@ from .comparisons import comparison, far_context, summary
 from .costs import macs, operators
 from .names import shown
 from .pages import refresh
-from .profiles import Measured, against_twin, side_by_side, tradeoffs, training_steps
+from .profiles import Measured, by_size, side_by_side, tradeoffs, training_steps
 
 __all__ = [
     "TABLES",
     "Measured",
     "Row",
-    "against_twin",
+    "by_size",
     "comparison",
     "digits",
     "far_context",

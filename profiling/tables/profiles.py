@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base import Row, digits, lines, spread, table
-from .names import shown
+from .names import MIXERS, shown
 
 
 class Measured:
@@ -30,19 +30,22 @@ class Measured:
 
 
 @table
-def against_twin(rows: Sequence[Row]) -> str:
-    """A model beside its attention twin by image size."""
+def by_size(rows: Sequence[Row]) -> str:
+    """Models side by side, a line per image size; their speed is relative to the attention twin."""
     measured = Measured(rows)
-    model, twin = measured.names
-    head = ["image", "Bi-WKV, ms", "attention, ms", "attention / Bi-WKV"]
-    head += ["peak memory, MiB, weights and growth: Bi-WKV", "attention", "GMACs: Bi-WKV", "attention"]
+    twin = next(row["condition"]["reference"] for row in rows if row["kind"] == "speed")
+    others = [name for name in measured.names if name != twin]
+    names = [*others, twin]
+    titles = [MIXERS[name.split(":")[2]] if name.startswith("hybrid:") else shown(name) for name in names]
+    head = ["image", f"ms: {titles[0]}", *titles[1:], *(f"{titles[-1]} / {title}, time" for title in titles[:-1])]
+    head += [f"peak memory, MiB, weights and growth: {titles[0]}", *titles[1:], f"GMACs: {titles[0]}", *titles[1:]]
     body = []
     for size in measured.sizes:
-        speeds = [measured("speed", name, size, "forward") for name in (model, twin)]
-        cells = [digits(speed["latency_ms"]["median"]) for speed in speeds] + [spread(speeds[0]["ratio"])]
-        cells += [f"{measured('memory', name, size, 'forward')['peak_mib']:.0f}" for name in (model, twin)]
-        cells += [digits(measured("cost", name, size)["macs"] / 1e9) for name in (model, twin)]
-        body.append([str(size[0]), *cells])
+        speeds = {name: measured("speed", name, size, "forward") for name in names}
+        cells = [digits(speed["latency_ms"]["median"]) for speed in speeds.values()] + [spread(speeds[name]["ratio"]) for name in others]
+        cells += [f"{measured('memory', name, size, 'forward')['peak_mib']:.0f}" for name in names]
+        cells += [digits(measured("cost", name, size)["macs"] / 1e9) for name in names]
+        body.append([str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}", *cells])
     return lines(head, body)
 
 
