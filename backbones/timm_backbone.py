@@ -53,6 +53,8 @@ ARCHS: dict[str, str | dict[str, Any]] = {
     "deit3_tiny": dict(model_name="deit3_small_patch16_224", embed_dim=192, num_heads=3),  # timm has no weights of this size
     "deit3_small": "deit3_small_patch16_224.fb_in1k",
     "deit3_base": "deit3_base_patch16_224.fb_in1k",
+    # Nobody's published size: Swin-T at half its width and two thirds of its third stage, beside networks of 5 or 6 M parameters.
+    "swin_micro": dict(model_name="swin_tiny_patch4_window7_224", embed_dim=48, depths=(2, 2, 4, 2), num_heads=(3, 6, 12, 24)),
     "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin_small": "swin_small_patch4_window7_224.ms_in1k",
     "swin_base": "swin_base_patch4_window7_224.ms_in1k",

@@ -57,6 +57,8 @@ ARCHS: dict[str, dict[str, Any]] = {
     "test": dict(dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), mixer=_RATIO_1),
     "test_v0": dict(dims=(8, 16, 32, 64), depths=(1, 1, 2, 1), **_V0),
     "test_m0": dict(dims=(16, 16, 32, 32), depths=(1, 1, 2, 1), mixer=dict(type="ssd", d_state=4)),
+    # Nobody's published size: tiny at half its width and half its third stage, beside networks of 5 or 6 M parameters.
+    "micro": dict(dims=(48, 96, 192, 384), depths=(2, 2, 4, 2), mixer=_RATIO_1),
     "tiny": dict(dims=_T, depths=(2, 2, 8, 2), mixer=_RATIO_1),
     "tiny_s2l5": dict(dims=_T, depths=(2, 2, 5, 2), mixer=_RATIO_2),
     "small": dict(dims=_T, depths=(2, 2, 15, 2), mixer=_RATIO_2),

@@ -145,6 +145,7 @@ def test_what_backbones_tell(strangers):
 
 def test_transformers_are_listed_those_of_strangers_included(strangers):
     sizes = [f"timm:{family}_{size}" for family in ("deit", "deit3", "swin") for size in ("tiny", "small", "base")]
+    sizes.insert(sizes.index("timm:swin_tiny"), "timm:swin_micro")
     assert BACKBONES.transformers() == ["made:one", "made:two", "patchy:small", *sizes]
 
 

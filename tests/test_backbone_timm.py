@@ -27,6 +27,7 @@ PARAMETERS = {
     "deit3_tiny": (5_528_832, 193_000),
     "deit3_small": (21_674_496, 385_000),
     "deit3_base": (85_816_320, 769_000),
+    "swin_micro": (6_020_082, 385_000 + 768),
     "swin_tiny": (27_517_818, 769_000 + 1536),
     "swin_small": (48_835_722, 769_000 + 1536),
     "swin_base": (86_741_176, 1_025_000 + 2048),
@@ -95,7 +96,7 @@ def test_parameter_counts(arch):
         assert abs(count(theirs) / 1e6 - PUBLISHED[arch]) <= 0.51 * 10**-digits
 
 
-def test_every_published_arch_is_counted():
+def test_every_arch_is_counted():
     assert set(PARAMETERS) == {arch for arch in ARCHS if not arch.startswith("test")}
 
 

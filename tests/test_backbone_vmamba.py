@@ -26,7 +26,13 @@ PARAMETERS = {
 
 
 def test_every_published_size_has_a_count():
-    assert set(PARAMETERS) == {arch for arch in ARCHS if not arch.startswith("test")}
+    assert {*PARAMETERS, "micro"} == {arch for arch in ARCHS if not arch.startswith("test")}
+
+
+def test_micro_is_tiny_at_half_its_width():
+    assert ARCHS["micro"]["mixer"] == ARCHS["tiny"]["mixer"] and [2 * dim for dim in ARCHS["micro"]["dims"]] == list(ARCHS["tiny"]["dims"])
+    with torch.device("meta"):
+        assert sum(p.numel() for p in VMamba("micro").parameters()) == 5_845_344
 
 
 @pytest.mark.parametrize(("arch", "millions"), PARAMETERS.items())

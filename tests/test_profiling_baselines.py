@@ -68,7 +68,7 @@ def parameters(name: str) -> int:
         ("vmamba:tiny", {}, "timm:swin_tiny"),
         ("vmamba:tiny:ss2d", {}, "timm:swin_tiny"),
         ("vssd:base", {}, "timm:swin_base"),
-        ("vitadapter:tiny", {}, "timm:swin_tiny"),
+        ("vitadapter:tiny", {}, "timm:swin_micro"),
         ("timm:convnext_small", {}, "timm:swin_small"),
         ("timm:vitamin_small", {}, "timm:swin_tiny"),
         ("timm:resnet50", {}, "timm:swin_tiny"),
@@ -105,13 +105,13 @@ def test_a_name_of_the_users_own_is_kept():
 def test_the_nearest_is_nearest_and_says_how_near():
     """Against a search of its own over the built networks."""
     subject = resolve("vssd:micro")
-    sizes = {name: parameters(f"timm:{name}") for name in ("swin_tiny", "swin_small", "swin_base")}
+    sizes = {name: parameters(f"timm:{name}") for name in ("swin_micro", "swin_tiny", "swin_small", "swin_base")}
     own = parameters("vssd:micro")
     nearest = min(sizes, key=lambda name: abs(math.log(sizes[name] / own)))
     found = choose_baseline(subject)
     assert found.name == f"timm:{nearest}"
     assert found.reason == (
-        "nearest in parameters of 3 registered transformers with maps at the same strides: "
+        "nearest in parameters of 4 registered transformers with maps at the same strides: "
         f"{sizes[nearest] / 1e6:.3g} M against {own / 1e6:.3g} M"
     )
 
@@ -156,18 +156,18 @@ def test_what_every_backbone_takes_is_carried_over():
 
 def test_a_module_is_compared_by_its_own_parameters():
     pyramid, plain = Maps(width=4000), nn.Linear(2000, 5000)
-    assert choose_baseline(resolve(pyramid)).name == "timm:swin_tiny"
+    assert choose_baseline(resolve(pyramid)).name == "timm:swin_micro"
     found = choose_baseline(resolve(plain))
-    assert found.name == "timm:deit_tiny" and found.of == ("Linear",) and found.module is None
-    assert found.reason == "nearest in parameters of 9 registered transformers: 5.52 M against 10 M"
-    assert build(found).out_strides == (16,) * 12
+    assert found.name == "timm:swin_micro" and found.of == ("Linear",) and found.module is None
+    assert found.reason == "nearest in parameters of 10 registered transformers: 6.02 M against 10 M"
+    assert build(found).out_strides == (4, 8, 16, 32)
 
 
 def test_strangers_are_compared_and_compared_with(register):
     register(name="ThinNet")(type("ThinNet", (Maps,), {}))
-    assert choose_baseline(resolve("thinnet:one")).name == "timm:swin_tiny"
-    assert choose_baseline(resolve("thinnet:one", options=dict(strides=(4, 8)))).name == "timm:swin_tiny"
-    assert "of 9 registered transformers:" in choose_baseline(resolve("thinnet:one", options=dict(strides=(2, 4)))).reason
+    assert choose_baseline(resolve("thinnet:one")).name == "timm:swin_micro"
+    assert choose_baseline(resolve("thinnet:one", options=dict(strides=(4, 8)))).name == "timm:swin_micro"
+    assert "of 10 registered transformers:" in choose_baseline(resolve("thinnet:one", options=dict(strides=(2, 4)))).reason
     register(name="AttentiveNet")(type("AttentiveNet", (Maps,), {"TRANSFORMERS": ("one",)}))
     assert choose_baseline(resolve("thinnet:one", options=dict(width=64))).name == "attentivenet:one"
     assert choose_baseline(resolve("attentivenet:one")) is None
@@ -251,8 +251,8 @@ def test_a_config_beside_it_that_is_another_model_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "changes", "name", "levels"),
     [
-        (dict(type="linescan.VMamba", arch="test", drop_path_rate=0.2), {}, "swin_tiny", (0, 1, 2, 3)),
-        (dict(type="linescan.VSSD", arch="test", out_indices=(1, 2, 3)), dict(in_index=(0, 1, 2)), "swin_tiny", (1, 2, 3)),
+        (dict(type="linescan.VMamba", arch="test", drop_path_rate=0.2), {}, "swin_micro", (0, 1, 2, 3)),
+        (dict(type="linescan.VSSD", arch="test", out_indices=(1, 2, 3)), dict(in_index=(0, 1, 2)), "swin_micro", (1, 2, 3)),
         (dict(type="linescan.Vim", arch="tiny", out_indices=(5, 11, 17, 23)), {}, "deit_tiny", (2, 5, 8, 11)),
         (dict(type="linescan.VRWKV", arch="tiny"), dict(in_index=(0, 11)), "deit_tiny", tuple(range(12))),
         (dict(type="linescan.VRWKV6", arch="test", out_indices=(1,)), dict(in_index=(0,)), "deit_tiny", (11,)),
@@ -313,12 +313,12 @@ REFUSED = [
     (
         dict(type="linescan.VMamba", arch="test"),
         dict(kind="EncoderDecoder", decode_head=FIXED),
-        "neck and heads do not fit timm:swin_tiny .*A PyramidEncoderDecoder takes their in_channels.* name a baseline instead",
+        "neck and heads do not fit timm:swin_micro .*A PyramidEncoderDecoder takes their in_channels.* name a baseline instead",
     ),
     (
         dict(type="linescan.VMamba", arch="test"),
         dict(decode_head=FIXED),
-        r"do not fit timm:swin_tiny in the place of the backbone .*in_channels=\[8, 16, 24, 32\]",
+        r"do not fit timm:swin_micro in the place of the backbone .*in_channels=\[8, 16, 24, 32\]",
     ),
     (
         dict(type="linescan.Vim", arch="tiny"),
@@ -352,4 +352,4 @@ def test_networks_are_measured_once_in_a_process(monkeypatch):
 
 
 def test_a_mixer_class_is_no_twin_of_another_network():
-    assert HybridBackbone.MIXERS is not None and choose_baseline(resolve("vmamba:test:ssd")).name == "timm:swin_tiny"
+    assert HybridBackbone.MIXERS is not None and choose_baseline(resolve("vmamba:test:ssd")).name == "timm:swin_micro"

@@ -1,31 +1,11 @@
 """HybridBackbone with the all-MLP head of SegFormer on strides 4, 8 and the final stride-16 tokens.
 
-The head is local (1x1 convolutions and an upsampling): what a pixel knows of far ones, it knows from the backbone.
 The family config names `arch`, `num_classes` and the crop. `mlp_ratio` is written out because its default depends on the mixer.
 """
 
-norm_cfg = dict(type="SyncBN", requires_grad=True)
+_base_ = "./segformer.py"
+
 model = dict(
-    type="PyramidEncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-    ),
     backbone=dict(type="linescan.HybridBackbone", arch="tiny", mixer="bi_wkv", mlp_ratio=2),
-    decode_head=dict(
-        type="SegformerHead",
-        in_index=[0, 1, 3],
-        channels=128,
-        dropout_ratio=0.1,
-        num_classes=150,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, avg_non_ignore=True, loss_weight=1.0),
-    ),
-    train_cfg=dict(),
-    test_cfg=dict(mode="whole"),
+    decode_head=dict(in_index=[0, 1, 3]),
 )

@@ -3,7 +3,7 @@
 All heads are local. The auxiliary ones make the tokens carry what is near them, which the token layers then relate to far discs.
 """
 
-_base_ = "./hybrid_segformer.py"
+_base_ = "./segformer.py"
 
 # Of background, block, triangle, ring, thread, knot, linked disc, free disc. With class weights the loss is averaged over the weights
 # of the pixels that count, and MMSegmentation refuses avg_non_ignore on top.
@@ -21,7 +21,7 @@ auxiliary_head = dict(
     loss_decode={**loss, "loss_weight": 0.4},
 )
 model = dict(
-    backbone=dict(arch="test"),
+    backbone=dict(type="linescan.HybridBackbone", arch="test", mixer="bi_wkv", mlp_ratio=2),
     decode_head=dict(in_index=[0, 1, 2, 3], channels=64, num_classes=8, loss_decode=dict(_delete_=True, **loss)),
     auxiliary_head=[dict(in_index=2, **auxiliary_head), dict(in_index=3, **auxiliary_head)],
 )
