@@ -31,6 +31,7 @@ DATA = {
     "cityscapes": "CheckedCityscapesDataset",
     "voc12": "CheckedPascalVOCDataset",
     "camvid": "CamVidDataset",
+    "kvasir": "KvasirDataset",
     "shapes": "ShapesDataset",
 }
 CLASS_NAME = re.compile(
