@@ -1,5 +1,10 @@
 """KvasirDataset: the conversion of the published folder, the real images, and the head of one logit."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +51,24 @@ def test_what_is_missing_or_does_not_fit_is_named(published, tmp_path):
     (published / "masks/test1.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 6 files are missing, the first is .*masks/test1\.jpg"):
         convert_kvasir(published, published / "lists", tmp_path / "out")
+
+
+def test_the_floor_of_answers_that_see_nothing(published, tmp_path, repo_root):
+    """The upper half of every image is polyp and none is black: every pixel is half right, the training mask all right."""
+    convert_kvasir(published, published / "lists", tmp_path / "data/kvasir")
+    for split in SPLITS:
+        path = tmp_path / f"data/kvasir/img_dir/{split}/{split}1.jpg"
+        Image.new("RGB", Image.open(path).size, (90, 90, 90)).save(path)
+    done = subprocess.run(
+        [sys.executable, repo_root / "runs/kvasir_floor.py", tmp_path / "floor.json"],
+        env={**os.environ, "LINESCAN_DATA": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "floor.json").read_text())
+    assert [row["result"]["mIoU"] for row in rows] == pytest.approx([50, 50, 100])
+    assert [row["result"]["mDice"] for row in rows] == pytest.approx([200 / 3, 200 / 3, 100])
 
 
 def test_real_images(data_root, repo_root):
