@@ -1,5 +1,10 @@
-"""A stranger's package, installed beside ours without an edit of ours: its backbones train in MMSegmentation; broken ones are named."""
+"""A stranger's package, installed beside ours without an edit of ours: its backbones train in MMSegmentation; broken ones are named.
 
+The package that docs/third_party.md shows is installed from the page, and the page's commands are run on it.
+"""
+
+import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -98,22 +103,35 @@ for path in sys.argv[2:]:
 """
 
 
-def run(*command: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=240)
+# Runs a script with the installed package within reach: of this process and, since they inherit its search path, of its children.
+TOOL = """
+import runpy
+import site
+import sys
+
+site.addsitedir(sys.argv[1])
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def install(folder: Path, name: str, entry_points: str, modules: dict[str, str]) -> Path:
+def run(*command: object, **options: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=240, **options)
+
+
+def install(folder: Path, name: str, entry_points: str, modules: dict[str, str], *, distribution: str = "", version: str = "0.7") -> Path:
     """Build a wheel and install it with pip, without index, into a folder of its own; gives that folder.
 
     The wheel is zipped here, because a bare environment need not have a build backend.
     """
-    info = f"{name}_backbones-0.7.dist-info"
+    distribution = distribution or f"{name}_backbones"
+    info = f"{distribution}-{version}.dist-info"
     files = {f"{name}/__init__.py": "", **{f"{name}/{module}.py": text for module, text in modules.items()}}
-    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}-backbones\nVersion: 0.7\n"
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {distribution.replace('_', '-')}\nVersion: {version}\n"
     files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/entry_points.txt"] = f"[linescan.backbones]\n{entry_points}\n"
     files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
-    wheel, target = folder / f"{name}_backbones-0.7-py3-none-any.whl", folder / f"{name}_installed"
+    wheel, target = folder / f"{distribution}-{version}-py3-none-any.whl", folder / f"{name}_installed"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in files.items():
             archive.writestr(path, text.lstrip())
@@ -156,3 +174,36 @@ def test_a_broken_entry_point_names_its_distribution(tmp_path):
     message = done.stderr.strip().splitlines()[-1]
     assert "PluginError" in message
     assert "'AdriftNet = adrift.no_such_module:AdriftNet' (group linescan.backbones) of adrift-backbones 0.7 failed" in message
+
+
+@pytest.fixture
+def shown_package(tmp_path, repo_root) -> Path:
+    """The package of docs/third_party.md, installed; gives the folder."""
+    tomllib = pytest.importorskip("tomllib")
+    page = (repo_root / "docs" / "third_party.md").read_text(encoding="utf-8")
+    project = tomllib.loads(re.search(r"`pyproject.toml`:\n\n```toml\n(.*?)```", page, re.S)[1])["project"]
+    name, source = re.search(r"`(\w+)/__init__.py`:\n\n```python\n(.*?)```", page, re.S).groups()
+    points = "\n".join(f"{key} = {value}" for key, value in project["entry-points"]["linescan.backbones"].items())
+    return install(tmp_path, name, points, {"__init__": source}, distribution=project["name"], version=project["version"])
+
+
+def test_the_package_of_the_guide_trains_and_is_profiled_by_the_commands_of_the_guide(shown_package, repo_root, commands, tmp_path):
+    page = (repo_root / "docs" / "third_party.md").read_text(encoding="utf-8")
+    train, profile = (argv for line in commands.page_lines(page) for argv in commands.calls(line))
+    assert (train[0], profile[:2]) == ("tools/train.py", ["tools/profile_model.py", "farawaynet"])
+    cache = [f"{split}_dataloader.dataset.{key}" for split in ("train", "val") for key in (f"cache_dir={tmp_path}", "length=16")]
+    short = ["--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2", *cache]
+    done = run("-c", TOOL, shown_package, *train, *short, "--work-dir", tmp_path / "run", cwd=repo_root)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (
+        list((tmp_path / "run").glob("best_mIoU_iter_2.pth"))
+        and "'linescan.FarawayNet'" in next((tmp_path / "run").glob("*.py")).read_text()
+    )
+
+    out = tmp_path / "profile"
+    done = run(
+        "-c", TOOL, shown_package, *profile, "--sizes", 64, "--rounds", 1, "--threads", 1, "--baseline", "none", "--out", out, cwd=repo_root
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    rows = json.loads((out / "rows.json").read_text())
+    assert {"model", "cost", "speed", "memory"} <= {row["kind"] for row in rows} and {row["name"] for row in rows} == {"farawaynet"}
