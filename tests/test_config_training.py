@@ -40,7 +40,10 @@ STEPS = {
     "timm/vitamin-small_semfpn_4xb4-80k_ade20k-512x512.py": {"model.backbone.model_name": "test_vitamin"},
     "vrwkv/vrwkv-tiny_segformer_1xb8-500_camvid-180x240.py": {**ARCH, **ONE_MAP},
     "vmamba/vmamba-micro_segformer_1xb8-500_camvid-180x240.py": ARCH,
-    "timm/swin-micro_segformer_1xb8-500_camvid-180x240.py": {"model.backbone.model_name": "test_swin", "model.decode_head.in_index": (0, 1)},
+    "timm/swin-micro_segformer_1xb8-500_camvid-180x240.py": {
+        "model.backbone.model_name": "test_swin",
+        "model.decode_head.in_index": (0, 1),
+    },
     "timm/resnet50_upernet_4xb4-160k_ade20k-512x512.py": {"model.backbone.model_name": "test_resnet"},
 }
 
