@@ -1,7 +1,8 @@
 """What answers that look at no polyp reach on Kvasir-SEG: python runs/kvasir_floor.py OUT.json. The floor under every mDice and mIoU.
 
 Three answers: every pixel, every pixel that is not black (the frame of a colonoscope is), and the pixels that are polyp in more than a
-share of the training masks, brought to one size; the share is the best on the validation split. Scored on the test split.
+share of the training masks, brought to one size; the share is the best on the validation split. Scored on the test split. A last row says
+how much of the test images is black, how much is polyp, and how much of the masks' outline lies on black, where an edge is easy to find.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from linescan.engine import quiet_imports
 from linescan.engine.cli import run_tool
@@ -46,6 +47,26 @@ def likely(frequency: np.ndarray, share: float, data: list[tuple[np.ndarray, np.
     return [np.array(where.resize(mask.shape[::-1], Image.Resampling.NEAREST)) for _, mask in data]
 
 
+def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
+    return np.array(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * pixels + 1))) > 0
+
+
+def describe(data: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Per cent of the pixels, or of the images."""
+    outline = [grown(mask > 0, 3) & (mask == 0) for _, mask in data]
+    on_black = np.array([(ring & (image <= BLACK)).sum() / max(ring.sum(), 1) for ring, (image, _) in zip(outline, data, strict=True)])
+    polyp = np.array([mask.mean() for _, mask in data])
+    found = dict(
+        black_median=np.median([(image <= BLACK).mean() for image, _ in data]),
+        polyp_median=np.median(polyp),
+        polyp_min=polyp.min(),
+        polyp_max=polyp.max(),
+        outline_on_black_mean=on_black.mean(),
+        images_with_over_5_percent_on_black=(on_black > 0.05).mean(),
+    )
+    return {key: 100 * float(value) for key, value in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -66,7 +87,8 @@ def main() -> None:
         f"where more than {best:.0%} of the training masks are": likely(frequency, best, test),
     }
     condition = dict(config=None, split="test", images=len(test), source="no network")
-    write_rows(args.out, [measurement_row("accuracy", name, condition=condition, result=score(a, test)) for name, a in answers.items()])
+    rows = [measurement_row("accuracy", name, condition=condition, result=score(answer, test)) for name, answer in answers.items()]
+    write_rows(args.out, [*rows, measurement_row("data", "Kvasir-SEG, test split", condition=condition, result=describe(test))])
 
 
 if __name__ == "__main__":

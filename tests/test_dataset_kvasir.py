@@ -66,7 +66,8 @@ def test_the_floor_of_answers_that_see_nothing(published, tmp_path, repo_root):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "floor.json").read_text())
+    *rows, data = json.loads((tmp_path / "floor.json").read_text())
+    assert data["result"]["polyp_median"] == pytest.approx(50) and data["result"]["black_median"] == 0
     assert [row["result"]["mIoU"] for row in rows] == pytest.approx([50, 50, 100])
     assert [row["result"]["mDice"] for row in rows] == pytest.approx([200 / 3, 200 / 3, 100])
 
