@@ -12,9 +12,8 @@ from linescan.profiling.figures import outdated_figures
 from linescan.profiling.tables import TABLES, refresh
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*/README.md"), *(ROOT / "kernels").glob("*/README.md")]
-)
+FOLDERS = ("docs/*.md", "configs/*/README.md", "kernels/*/README.md", "runs/README.md")
+PAGES = sorted([ROOT / "README.md", *(page for pattern in FOLDERS for page in ROOT.glob(pattern))])
 
 
 def blocks(page: str) -> list[str]:

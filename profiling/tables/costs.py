@@ -8,18 +8,18 @@ from .names import BACKENDS, MIXERS, OPERATORS
 
 @table
 def macs(rows: Sequence[Row]) -> str:
-    """Multiply-adds by image size, and the operations of scans at the largest."""
-    sizes = sorted({row["condition"]["input_shape"][-1] for row in rows})
-    by_name: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        by_name.setdefault(row["name"], {})[row["condition"]["input_shape"][-1]] = row["result"]
+    """Multiply-adds by image size, and the operations of scans at the largest; rows of runs/counts.py."""
+    parameters = {row["name"]: row["result"]["parameters"] for row in rows if row["kind"] == "model"}
+    costs = {(row["name"], row["condition"]["size"][0]): row["result"] for row in rows if row["kind"] == "cost"}
+    sizes = sorted({size for _, size in costs})
     head = ["backbone (MLP ratio 2)", "parameters, M", f"GMACs {sizes[0]}", *map(str, sizes[1:]), f"scan operations at {sizes[-1]}, G"]
     body = []
-    for name, found in by_name.items():
+    for name in parameters:
         family, arch, mixer = name.split(":")
-        gmacs = [f"{found[size]['gmacs']:.{1 if found[size]['gmacs'] >= 20 and size == sizes[-1] else 2}f}" for size in sizes]
-        parameters = f"{found[sizes[0]]['parameters'] / 1e6:.2f}"
-        body.append([f"{family} {arch}, {MIXERS[mixer]}", parameters, *gmacs, f"{found[sizes[-1]]['scan_gops']:.2f}"])
+        found = {size: costs[name, size]["macs"] / 1e9 for size in sizes}
+        gmacs = [f"{value:.{1 if value >= 20 and size == sizes[-1] else 2}f}" for size, value in found.items()]
+        scan = f"{costs[name, sizes[-1]]['scan_ops'] / 1e9:.2f}"
+        body.append([f"{family} {arch}, {MIXERS[mixer]}", f"{parameters[name] / 1e6:.2f}", *gmacs, scan])
     return lines(head, body)
 
 
