@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,38 @@ from .safe_load import secure_loading
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner of a config: `runner_type` if it names one, `LinescanFlexibleRunner` if it has a `strategy`, else `LinescanRunner`."""
+    """The runner of a config: `runner_type` if it names one, `LinescanFlexibleRunner` if it has a `strategy`, else `LinescanRunner`.
+
+    Raises:
+        ConfigError: the config names a type that is not registered, or gives one an argument that it does not take.
+    """
     silence_warnings()
     adapt(cfg)
-    with quiet_imports():
-        if cfg.get("runner_type"):
-            return RUNNERS.build(cfg)
-        return (LinescanFlexibleRunner if cfg.get("strategy") else LinescanRunner).from_cfg(cfg)
+    try:
+        with quiet_imports():
+            if cfg.get("runner_type"):
+                return RUNNERS.build(cfg)
+            return (LinescanFlexibleRunner if cfg.get("strategy") else LinescanRunner).from_cfg(cfg)
+    except (KeyError, TypeError) as error:
+        if reason := _misnamed(error):
+            raise ConfigError(f"{cfg.filename}: {reason}") from error
+        raise
+
+
+def _misnamed(error: KeyError | TypeError) -> str | None:
+    """What a config did wrong, if the error is about a name in it; None for anything else, which keeps its traceback."""
+    text = str(error.args[0]) if error.args else ""
+    if isinstance(error, TypeError):
+        if not re.search(r"unexpected keyword argument|missing \d+ required", text):
+            return None
+        return (
+            f"{text}. Are they arguments of another type? <part>._delete_=True among --cfg-options takes away what the file says of a part"
+        )
+    if text.startswith("unknown backbone"):
+        return text
+    # MMEngine goes on with advice about its own registries.
+    found = re.match(r"(.* is not in the \S+ registry)\.", text)
+    return f"{found[1]}; is its scope missing, or the module that registers it in custom_imports?" if found else None
 
 
 def run_train(cfg: Config, *, trust_checkpoint: bool = False) -> Runner:

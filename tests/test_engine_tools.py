@@ -41,6 +41,12 @@ def test_train_with_its_options(tool, toy, tmp_path):
         (["{toy}", "--resume", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
         (["{toy}", "--launcher", "slurm"], "SLURM_PROCID, SLURM_NTASKS, SLURM_NODELIST not set"),
         (["{toy}", "--cfg-options", "optim_wrapper.optimizer.lr=1e30"], "No checkpoint was saved before it"),
+        (["{toy}", "--cfg-options", "model.type=Toy"], "Toy is not in the mmengine::model registry; is its scope missing"),
+        (["{toy}", "--cfg-options", "model.depth=3"], "unexpected keyword argument 'depth'. Are they arguments of another type?"),
+        (
+            ["{toy}", "--cfg-options", "model._delete_=True", "model.type=linescan.VRWKVV"],
+            "unknown backbone 'VRWKVV'. Did you mean 'VRWKV'",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(tool, toy, args, message):
