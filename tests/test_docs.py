@@ -31,7 +31,7 @@ def test_readme_shows_code_that_runs():
 
 
 def test_third_party_guide_shows_code_that_runs():
-    backbone, _, mixer = blocks("docs/third_party.md")
+    backbone, mixer = blocks("docs/third_party.md")
     check = "x = torch.randn(1, 3, 50, 70); build = lambda: BACKBONES.build(dict(type='FarawayNet', width=8)); assert len(build()(x)) == 2"
     run(backbone, check)
     run("import torch", mixer, "backbone(torch.randn(1, 3, 32, 48))")
