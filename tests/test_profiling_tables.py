@@ -9,7 +9,7 @@ from PIL import Image
 from linescan.profiling import write_rows
 from linescan.profiling.figures import draw_figures, latency_by_tokens, outdated_figures, picture
 from linescan.profiling.report.style import digest
-from linescan.profiling.tables import digits, side_by_side, tradeoffs, training_steps
+from linescan.profiling.tables import digits, kernel_growth, kernel_ratios, macs, side_by_side, tradeoffs, training_steps
 
 SCALE = "test_dataloader.dataset.pipeline.1.scale"
 NETS = ("mobilenet-v2-d16_deeplabv3plus_1xb8-500_camvid-180x240", "hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240")
@@ -79,6 +79,44 @@ def test_what_all_are_held_against_comes_first():
 )
 def test_digits(value, text):
     assert digits(value) == text
+
+
+def kernel_row(shape, provider, mode, metric, median):
+    condition = {"axes": "B T C", "shape": shape, "provider": provider, "mode": mode}
+    return row("kernel", "bi_wkv", condition, {metric: {"median": median, "p20": median / 2, "p80": median * 2}})
+
+
+def test_kernel_ratios():
+    """Attention has no ratio of its own, and a shape that was not measured in all modes is left out."""
+    rows = [
+        kernel_row([1, size, 8], op, mode, "latency_ms", 3.0) for size in (64, 96) for op in ("torch", "sdpa") for mode in ("fwd", "bwd")
+    ]
+    rows += [kernel_row([1, 64, 8], op, mode, "ratio_to_sdpa", 0.123) for op in ("torch", "c") for mode in ("fwd", "bwd")]
+    rows += [kernel_row([1, 96, 8], op, "fwd", "ratio_to_sdpa", 2.5) for op in ("torch", "c")]
+    ratio = "0.12 (0.061 to 0.25)"
+    assert cells(kernel_ratios(rows)) == [
+        ["(B, T, C)", "backend", "forward", "backward"],
+        ["---"] * 4,
+        ["(1, 64, 8)", "`c`", ratio, ratio],
+        ["", "`torch`", ratio, ratio],
+    ]
+    only = [r for r in rows if r["condition"]["provider"] != "c" and r["condition"]["mode"] == "fwd"]
+    assert cells(kernel_ratios(only))[2:] == [["(1, 64, 8)", ratio], ["(1, 96, 8)", "2.5 (1.2 to 5.0)"]]
+
+
+def test_kernel_growth():
+    modes = ("fwd", "bwd", "fwdbwd")
+    rows = [kernel_row([1, 96, 8], op, mode, "log_log_slope", value) for op, value in (("sdpa", 2.0), ("torch", 1.0)) for mode in modes]
+    assert cells(kernel_growth(rows))[2:] == [["`torch`", "1.00", "1.00", "1.00"], ["attention", "2.00", "2.00", "2.00"]]
+
+
+def test_macs():
+    name = "hybrid:tiny:none"
+    rows = [row("model", name, {}, {"parameters": 1.25e6})]
+    rows += [row("cost", name, {"size": [n, n]}, {"macs": n * 1e9, "scan_ops": n * 1e7}) for n in (32, 8)]
+    head, _, body = cells(macs(rows))
+    assert head == ["backbone (MLP ratio 2)", "parameters, M", "GMACs 8", "32", "scan operations at 32, G"]
+    assert body == ["hybrid tiny, none (control)", "1.25", "8.00", "32.0", "0.32"]
 
 
 def pixels(rows):

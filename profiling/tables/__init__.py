@@ -13,6 +13,7 @@ A new kind of table is a function from rows to Markdown with `@table`, in a modu
 from .base import TABLES, Row, digits, lines, spread, table
 from .comparisons import comparison, far_context, summary
 from .costs import macs, operators
+from .kernels import kernel_growth, kernel_ratios
 from .names import shown
 from .pages import refresh
 from .profiles import Measured, by_size, side_by_side, tradeoffs, training_steps
@@ -25,6 +26,8 @@ __all__ = [
     "comparison",
     "digits",
     "far_context",
+    "kernel_growth",
+    "kernel_ratios",
     "lines",
     "macs",
     "operators",
