@@ -4,7 +4,7 @@
 # CPU: about 1.5 hours of 2 cores for the trainings, 10 minutes for the tests, 10 minutes of an idle machine for the costs.
 # Data: docs/datasets.md (LINESCAN_DATA). Writes to work_dirs/; OUT=results/tradeoffs_camvid_cpu-2threads renews the committed rows, moved away before.
 set -e
-work=work_dirs/camvid-500
+work=work_dirs/camvid-500/seed0  # camvid_cpu.sh trains two of the four too
 out=${OUT:-work_dirs/tradeoffs_camvid_cpu-2threads}
 hybrid=configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240.py
 twin=configs/hybrid/hybrid-attention-tiny_segformer_1xb8-500_camvid-180x240.py
