@@ -9,7 +9,17 @@ from PIL import Image
 from linescan.profiling import write_rows
 from linescan.profiling.figures import draw_figures, latency_by_tokens, outdated_figures, picture
 from linescan.profiling.report.style import digest
-from linescan.profiling.tables import digits, kernel_growth, kernel_ratios, macs, side_by_side, tradeoffs, training_steps
+from linescan.profiling.tables import (
+    backbones,
+    digits,
+    kernel_growth,
+    kernel_ratios,
+    macs,
+    parameters,
+    side_by_side,
+    tradeoffs,
+    training_steps,
+)
 
 SCALE = "test_dataloader.dataset.pipeline.1.scale"
 NETS = ("mobilenet-v2-d16_deeplabv3plus_1xb8-500_camvid-180x240", "hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240")
@@ -117,6 +127,17 @@ def test_macs():
     head, _, body = cells(macs(rows))
     assert head == ["backbone (MLP ratio 2)", "parameters, M", "GMACs 8", "32", "scan operations at 32, G"]
     assert body == ["hybrid tiny, none (control)", "1.25", "8.00", "32.0", "0.32"]
+
+
+def test_parameters():
+    names = ("hybrid:tiny:bi_wkv", "vmamba:tiny", "vmamba:tiny_v0", "adapter:vrwkv:tiny")
+    rows = [row("model", name, {}, {"parameters": (i + 1) * 1e6, "classifier_parameters": 200_000}) for i, name in enumerate(names)]
+    assert [line[:3] for line in cells(backbones(rows))[2:-1]] == [
+        ["`HybridBackbone`", "tiny", "1.0"],
+        ["`VMamba`", "tiny", "2.0"],
+        ["`ViTAdapter`", "tiny", "4.0"],
+    ]
+    assert cells(parameters(rows))[3:5] == [["`VMamba`", "tiny", "2.00", "2.20"], ["", "tiny_v0", "3.00", "3.20"]]
 
 
 def pixels(rows):

@@ -16,12 +16,14 @@ from .costs import macs, operators
 from .kernels import kernel_growth, kernel_ratios
 from .names import shown
 from .pages import refresh
+from .parameters import backbones, parameters
 from .profiles import Measured, by_size, side_by_side, tradeoffs, training_steps
 
 __all__ = [
     "TABLES",
     "Measured",
     "Row",
+    "backbones",
     "by_size",
     "comparison",
     "digits",
@@ -31,6 +33,7 @@ __all__ = [
     "lines",
     "macs",
     "operators",
+    "parameters",
     "refresh",
     "shown",
     "side_by_side",
