@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,6 +12,8 @@ from linescan.profiling.figures import draw_figures, latency_by_tokens, outdated
 from linescan.profiling.report.style import digest
 from linescan.profiling.tables import (
     backbones,
+    classifier_configs,
+    configs,
     digits,
     kernel_growth,
     kernel_ratios,
@@ -20,6 +23,8 @@ from linescan.profiling.tables import (
     tradeoffs,
     training_steps,
 )
+from linescan.profiling.tables.configs import config_rows
+from linescan.profiling.tables.names import backbone_of, place
 
 SCALE = "test_dataloader.dataset.pipeline.1.scale"
 NETS = ("mobilenet-v2-d16_deeplabv3plus_1xb8-500_camvid-180x240", "hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240")
@@ -138,6 +143,70 @@ def test_parameters():
         ["`ViTAdapter`", "tiny", "4.0"],
     ]
     assert cells(parameters(rows))[3:5] == [["`VMamba`", "tiny", "2.00", "2.20"], ["", "tiny_v0", "3.00", "3.20"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("hybrid-gated-conv-tiny", "hybrid tiny, gated convolution (control)"),
+        ("hybrid-bi-wkv6-small", "hybrid small, WKV6"),
+        ("vrwkv-adapter-large", "VRWKV large, ViT-Adapter"),
+        ("vmamba-tiny-m0", "VMamba tiny m0"),
+        ("deit3-base", "DeiT-III base"),
+        ("resnet50", "ResNet-50"),
+        ("mobilenet-v2-d16", "MobileNetV2"),
+    ],
+)
+def test_backbone_of_a_config(name, title):
+    assert backbone_of(name) == title
+
+
+def test_a_config_of_an_unknown_network_is_an_error():
+    with pytest.raises(ValueError, match="got 'segnet-tiny'"):
+        backbone_of("segnet-tiny")
+
+
+def test_every_config_has_a_name_and_a_place():
+    root = Path(__file__).resolve().parents[1]
+    names = [path.stem for path in root.glob("configs/*/*.py") if path.parent.name != "_base_"]
+    assert len(names) > 100 and all(isinstance(place(name.split("_")[0]), tuple) and backbone_of(name.split("_")[0]) for name in names)
+    published = {row["name"] for row in json.loads((root / "configs" / "published.json").read_text(encoding="utf-8"))}
+    assert published <= set(names)
+
+
+HYBRID, DEIT = "hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240", "deit-tiny_upernet_4xb4-160k_ade20k-512x512"
+
+
+def config_row(name):
+    return {"kind": "config", "name": name, "condition": {"schedule": "adamw"}}
+
+
+def test_configs():
+    rows = [config_row(HYBRID), config_row(DEIT), {"kind": "published", "name": DEIT, "result": {"mIoU": 38.1}}]
+    for scale, miou in (([240, 180], 30.0), ([480, 360], 99.0)):
+        rows.append(row("accuracy", HYBRID, {"options": {SCALE: scale}}, {"mIoU": miou}))
+    head, _, first, second = cells(configs(rows))
+    assert head == ["data", "backbone", "head", "crop", "batch x iterations", "published mIoU, %", "mIoU, %", "config"]
+    assert first == ["ADE20K", "DeiT tiny", "UPerHead", "512x512", "16 x 160k", "38.1", "not measured", f"[config]({DEIT}.py)"]
+    assert second[1:] == ["hybrid tiny, Bi-WKV", "all-MLP", "180x240", "8 x 500", "none", "30.0", f"[config]({HYBRID}.py)"], (
+        "at its own size"
+    )
+    rows += [row("accuracy", HYBRID, {"seed": 1}, {"mIoU": 31.0, "mDice": 40.0})]
+    head, _, _, second = cells(configs(rows))
+    assert (head[7], second[6:8]) == ("mDice, %", ["30.5 (30.0 to 31.0, 2 seeds)", "40.0"])
+
+
+def test_classifier_configs(tmp_path):
+    name = "vrwkv-tiny_8xb128-300e_in1k-224"
+    (tmp_path / f"{name}.py").write_text('_base_ = "./other.txt"\n')
+    (tmp_path / "other.txt").write_text('_base_ = ["../schedules/adamw_300e.py"]\n')
+    rows = config_rows(tmp_path)
+    rows += [row("classification", name, {}, {"accuracy/top1": 75.04, "train_cpu_seconds": 12.6})]
+    head, _, body = cells(classifier_configs(rows))
+    assert head == ["backbone", "size", "batch x epochs", "recipe", "top-1, %", "training, processor s", "config"]
+    assert body == ["VRWKV tiny", "224x224", "1024 x 300", "`adamw_300e`", "75.0", "13", f"[config]({name}.py)"]
+    with pytest.raises(ValueError, match="expected a folder of configs"):
+        config_rows(tmp_path.parent)
 
 
 def pixels(rows):

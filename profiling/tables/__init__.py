@@ -12,6 +12,7 @@ A new kind of table is a function from rows to Markdown with `@table`, in a modu
 
 from .base import TABLES, Row, digits, lines, spread, table
 from .comparisons import comparison, far_context, summary
+from .configs import classifier_configs, configs
 from .costs import macs, operators
 from .kernels import kernel_growth, kernel_ratios
 from .names import shown
@@ -25,7 +26,9 @@ __all__ = [
     "Row",
     "backbones",
     "by_size",
+    "classifier_configs",
     "comparison",
+    "configs",
     "digits",
     "far_context",
     "kernel_growth",

@@ -55,5 +55,5 @@ def far_context(rows: Sequence[Row]) -> str:
         r = row["result"]
         scores = [f"{r[key]:.1f}" for key in ("mIoU", "pair_accuracy", "IoU.linked disc", "IoU.free disc")]
         cost = [f"{r['backbone_parameters'] / 1e6:.3f}", f"{r['gmacs']:.3f}", f"{r['train_cpu_seconds'] / 60:.0f}"]
-        body.append([MIXERS[re.match(r"hybrid-(.+)-test", row["name"])[1]], *scores, *cost])
+        body.append([MIXERS[re.match(r"hybrid-(.+)-test", row["name"])[1].replace("-", "_")], *scores, *cost])
     return lines(head, body)
