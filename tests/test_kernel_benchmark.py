@@ -112,3 +112,10 @@ def test_report_shows_what_auto_takes(monkeypatch):
         assert any(line.split()[:2] == [op, "cpu"] and "auto -> " in line for line in text.splitlines())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "triton: backend 'triton' needs CUDA tensors" in dispatch.report()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said_in_one_line(tool, capsys):
+    with pytest.raises(SystemExit):
+        tool("--device", "cuda")
+    assert "--device cuda: PyTorch finds no CUDA device here" in capsys.readouterr().err

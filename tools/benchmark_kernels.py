@@ -38,13 +38,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds (default: 15)")
     parser.add_argument("--attention-max-tokens", type=int, default=8192, help="longest T at which attention is timed too (default: 8192)")
-    parser.add_argument("--out", type=Path, default=Path("results/kernels"), help="folder of the rows (default: results/kernels)")
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/kernels"), help="folder of the rows (default: work_dirs/kernels)")
     parser.add_argument("--plot", action="store_true", help="also draw time against T beside the rows")
     parser.add_argument("--compile-report", action="store_true", help="compile every Triton kernel for five GPU generations instead")
     args = parser.parse_args()
     args.mode = [mode for text in args.mode for mode in text.split(",")]
     if unknown := set(args.mode) - set(benchmark.MODES):
         parser.error(f"--mode: expected {', '.join(benchmark.MODES)}, got {', '.join(sorted(unknown))}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here")
     return args
 
 
