@@ -12,7 +12,7 @@ quickstart: .venv/.installed
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadgroup
 
-# The tables of README and docs, from results/; a test fails where they disagree.
+# Tables, plots and reports of README, docs and results/, from their rows; a test fails where they disagree.
 tables: .venv/.installed
 	$(BIN)/python tools/make_tables.py
 
