@@ -9,7 +9,7 @@ import pytest
 
 from linescan.profiling import read_rows, report
 from linescan.profiling.figures import outdated_figures
-from linescan.profiling.tables import TABLES, refresh
+from linescan.profiling.tables import TABLES, comparison, refresh
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs/*.md", "configs/*/README.md", "kernels/*/README.md", "runs/README.md")
@@ -67,6 +67,11 @@ def test_pictures_are_drawn_from_todays_rows(page):
 @pytest.mark.parametrize("folder", [path.parent for path in sorted(ROOT.glob("results/*/report.md"))], ids=lambda p: p.name)
 def test_reports_are_what_their_rows_say(folder):
     assert report.outdated(read_rows(folder / "rows.json"), folder) == [], "make tables writes them anew"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/table.md")), ids=lambda p: p.parent.name)
+def test_tables_beside_rows_are_what_the_rows_say(path):
+    assert path.read_text(encoding="utf-8") == comparison(read_rows(path.with_name("results.json")))
 
 
 def test_every_kind_of_table_stands_on_a_page():
