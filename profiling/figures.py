@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .curves import latency_curves
 from .report.fits import pareto_front
 from .report.style import COLOURS, MARKERS, digest, digest_in, new_figure, png
-from .tables import Measured, Row, shown
+from .tables import Costs, Measured, Row, Trained, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +96,40 @@ def accuracy_by_size(rows: Sequence[Row]) -> "Figure":
     axes.set_ylabel("mIoU on the test split, %")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, fontsize=8)
+    return drawn
+
+
+@figure
+def accuracy_by_latency(rows: Sequence[Row]) -> "Figure":
+    """The main metric of each network against its latency, with the range over its seeds and p20 to p80, and the Pareto front.
+
+    A network with one seed has an open marker and no range.
+    """
+    trained, costs = Trained(rows), Costs(rows)
+    metric = trained.metrics[0]
+    points = {}
+    for name in trained.runs:
+        if name in costs.names:
+            points[name] = (costs.latency(name)["median"], trained.scores(name, metric).mean)
+    drawn = new_figure(7.2, 4.8)
+    axes = drawn.subplots()
+    for index, name in enumerate(sorted(points, key=points.get)):
+        time, score, colour = costs.latency(name), trained.scores(name, metric), COLOURS[index % len(COLOURS)]
+        (x, y), many = points[name], score.seeds > 1
+        error = dict(xerr=[[x - time["p20"]], [time["p80"] - x]], yerr=[[y - score.low], [score.high - y]] if many else None)
+        look = dict(color=colour, marker=MARKERS[index % len(MARKERS)], markerfacecolor=colour if many else "white")
+        axes.errorbar([x], [y], **error, capsize=2, elinewidth=1, zorder=3, **look)
+        axes.annotate(shown(name), (x, y), xytext=(6, 6 if index % 2 else -12), textcoords="offset points", fontsize=8, color=colour)
+    order = list(points)
+    front = [points[order[i]] for i in pareto_front(list(points.values()))]
+    axes.step(
+        *zip(*front, strict=True), where="post", color="#888888", linewidth=4, alpha=0.35, zorder=1, label="Pareto front of the means"
+    )
+    axes.margins(x=0.2, y=0.12)
+    axes.set_xlabel(f"latency of one image of {costs.size[0]}x{costs.size[1]}, ms: median, p20 to p80")
+    axes.set_ylabel(f"{metric} on the test split, %: mean and range over seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, title="open marker: one seed", title_fontsize=8)
     return drawn
 
 

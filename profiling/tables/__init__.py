@@ -19,11 +19,14 @@ from .names import shown
 from .pages import refresh
 from .parameters import backbones, parameters
 from .profiles import Measured, by_size, side_by_side, tradeoffs, training_steps
+from .seeds import Costs, Trained, seeds, seeds_by_class
 
 __all__ = [
     "TABLES",
+    "Costs",
     "Measured",
     "Row",
+    "Trained",
     "backbones",
     "by_size",
     "classifier_configs",
@@ -38,6 +41,8 @@ __all__ = [
     "operators",
     "parameters",
     "refresh",
+    "seeds",
+    "seeds_by_class",
     "shown",
     "side_by_side",
     "spread",
