@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from .curves import latency_curves
 from .report.fits import pareto_front
 from .report.style import COLOURS, MARKERS, digest, digest_in, new_figure, png
-from .tables import Costs, Measured, Row, Trained, shown
+from .tables import Costs, Measured, Row, Trained, mixer_of, shown
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COMMENT = re.compile(r"<!-- figure: (\w+) (\S+(?: \S+)*) (\S+) -->")
@@ -105,32 +106,73 @@ def accuracy_by_latency(rows: Sequence[Row]) -> "Figure":
 
     A network with one seed has an open marker and no range.
     """
+    drawn = new_figure(7.2, 4.8)
+    _accuracy_panel(drawn.subplots(), rows)
+    return drawn
+
+
+@figure
+def headline(rows: Sequence[Row]) -> "Figure":
+    """Two panels: latency against the image's long side for networks without accuracies, and `accuracy_by_latency` of those with."""
+    trained = {row["name"] for row in rows if row["kind"] == "accuracy"}
+    drawn = new_figure(11.0, 4.4)
+    left, right = drawn.subplots(1, 2)
+    measured = Measured([row for row in rows if row["name"] not in trained])
+    for index, name in enumerate(measured.names):
+        times = [measured("speed", name, size, "forward")["latency_ms"] for size in measured.sizes]
+        x, y = [max(size) for size in measured.sizes], [time["median"] / 1000 for time in times]
+        error = [[(time["median"] - time["p20"]) / 1000 for time in times], [(time["p80"] - time["median"]) / 1000 for time in times]]
+        mixer = mixer_of(name)
+        title = f"hybrid small, {mixer}" if mixer else shown(name)
+        left.errorbar(x, y, yerr=error, label=title, capsize=2, color=COLOURS[index], marker=MARKERS[index], linewidth=1.4)
+    left.set(xscale="log", yscale="log", xlabel="long side of the image (4:3), pixels", ylabel="forward pass of one image, s")
+    left.set_xticks(x, [str(side) for side in x])
+    left.minorticks_off()
+    left.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=8)
+    left.set_title("What a large image costs", fontsize=10)
+    _accuracy_panel(right, [row for row in rows if row["name"] in trained])
+    right.set_title("What the masks are worth: CamVid, 500 iterations", fontsize=10)
+    return drawn
+
+
+def _accuracy_panel(axes: "Axes", rows: Sequence[Row]) -> None:
     trained, costs = Trained(rows), Costs(rows)
     metric = trained.metrics[0]
     points = {}
     for name in trained.runs:
         if name in costs.names:
             points[name] = (costs.latency(name)["median"], trained.scores(name, metric).mean)
-    drawn = new_figure(7.2, 4.8)
-    axes = drawn.subplots()
     for index, name in enumerate(sorted(points, key=points.get)):
         time, score, colour = costs.latency(name), trained.scores(name, metric), COLOURS[index % len(COLOURS)]
         (x, y), many = points[name], score.seeds > 1
         error = dict(xerr=[[x - time["p20"]], [time["p80"] - x]], yerr=[[y - score.low], [score.high - y]] if many else None)
         look = dict(color=colour, marker=MARKERS[index % len(MARKERS)], markerfacecolor=colour if many else "white")
         axes.errorbar([x], [y], **error, capsize=2, elinewidth=1, zorder=3, **look)
-        axes.annotate(shown(name), (x, y), xytext=(6, 6 if index % 2 else -12), textcoords="offset points", fontsize=8, color=colour)
+        side = more_room(points[name], list(points.values()))
+        place = dict(xytext=(6 if side == "left" else -6, 5), textcoords="offset points", ha=side, fontsize=8)
+        axes.annotate(shown(name), (x, y), color=colour, **place)
     order = list(points)
     front = [points[order[i]] for i in pareto_front(list(points.values()))]
     axes.step(
         *zip(*front, strict=True), where="post", color="#888888", linewidth=4, alpha=0.35, zorder=1, label="Pareto front of the means"
     )
-    axes.margins(x=0.2, y=0.12)
+    axes.margins(x=0.25, y=0.15)
     axes.set_xlabel(f"latency of one image of {costs.size[0]}x{costs.size[1]}, ms: median, p20 to p80")
     axes.set_ylabel(f"{metric} on the test split, %: mean and range over seeds")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, title="open marker: one seed", title_fontsize=8)
-    return drawn
+
+
+def more_room(point: tuple[float, float], points: Sequence[tuple[float, float]]) -> str:
+    """Alignment of a label beside a point: "left" puts it to the right of the point, where the next one of about its height is farther."""
+    heights = [y for _, y in points]
+    near = [x - point[0] for x, y in points if abs(y - point[1]) <= 0.1 * (max(heights) - min(heights)) and x != point[0]]
+    middle = (min(x for x, _ in points) + max(x for x, _ in points)) / 2
+    right, left = (min((sign * d for d in near if sign * d > 0), default=None) for sign in (1, -1))
+    if right is None and left is None:
+        return "left" if point[0] <= middle else "right"
+    return "left" if right is None or (left is not None and right >= left) else "right"
 
 
 @figure

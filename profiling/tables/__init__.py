@@ -15,7 +15,8 @@ from .comparisons import comparison, far_context, summary
 from .configs import classifier_configs, configs
 from .costs import macs, operators
 from .kernels import kernel_growth, kernel_ratios
-from .names import shown
+from .names import mixer_of, shown
+from .overlap import overlap
 from .pages import refresh
 from .parameters import backbones, parameters
 from .profiles import Measured, by_size, side_by_side, tradeoffs, training_steps
@@ -38,7 +39,9 @@ __all__ = [
     "kernel_ratios",
     "lines",
     "macs",
+    "mixer_of",
     "operators",
+    "overlap",
     "parameters",
     "refresh",
     "seeds",

@@ -61,6 +61,12 @@ def shown(name: str) -> str:
     return f"DeepLabV3+ {backbone_of(backbone)}" if head == "deeplabv3plus" else backbone_of(backbone)
 
 
+def mixer_of(name: str) -> str | None:
+    """The token mixer of a backbone named hybrid:<arch>:<mixer>, whatever its options; None for another network."""
+    family, *rest = name.split(":")
+    return MIXERS[rest[1]] if family == "hybrid" else None
+
+
 def backbone_of(name: str) -> str:
     """The backbone of a config, from the first part of its name: "hybrid-bi-wkv-tiny" -> "hybrid tiny, Bi-WKV".
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .base import Row, digits, lines, spread, table
-from .names import MIXERS, shown
+from .names import mixer_of, shown
 
 
 class Measured:
@@ -36,7 +36,7 @@ def by_size(rows: Sequence[Row]) -> str:
     twin = next(row["condition"]["reference"] for row in rows if row["kind"] == "speed")
     others = [name for name in measured.names if name != twin]
     names = [*others, twin]
-    titles = [MIXERS[name.split(":")[2]] if name.startswith("hybrid:") else shown(name) for name in names]
+    titles = [mixer_of(name) or shown(name) for name in names]
     head = ["image", f"ms: {titles[0]}", *titles[1:], *(f"{titles[-1]} / {title}, time" for title in titles[:-1])]
     head += [f"peak memory, MiB, weights and growth: {titles[0]}", *titles[1:], f"GMACs: {titles[0]}", *titles[1:]]
     body = []
