@@ -116,7 +116,7 @@ def headline(rows: Sequence[Row]) -> "Figure":
     """Two panels: latency against the image's long side for networks without accuracies, and `accuracy_by_latency` of those with."""
     trained = {row["name"] for row in rows if row["kind"] == "accuracy"}
     drawn = new_figure(11.0, 4.4)
-    left, right = drawn.subplots(1, 2)
+    left, right = drawn.subplots(1, 2, gridspec_kw=dict(wspace=0.22))
     measured = Measured([row for row in rows if row["name"] not in trained])
     for index, name in enumerate(measured.names):
         times = [measured("speed", name, size, "forward")["latency_ms"] for size in measured.sizes]
@@ -127,6 +127,7 @@ def headline(rows: Sequence[Row]) -> "Figure":
         left.errorbar(x, y, yerr=error, label=title, capsize=2, color=COLOURS[index], marker=MARKERS[index], linewidth=1.4)
     left.set(xscale="log", yscale="log", xlabel="long side of the image (4:3), pixels", ylabel="forward pass of one image, s")
     left.set_xticks(x, [str(side) for side in x])
+    left.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
     left.minorticks_off()
     left.grid(alpha=0.3)
     left.legend(frameon=False, fontsize=8)
@@ -157,7 +158,7 @@ def _accuracy_panel(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.step(
         *zip(*front, strict=True), where="post", color="#888888", linewidth=4, alpha=0.35, zorder=1, label="Pareto front of the means"
     )
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(x=0.3, y=0.15)
     axes.set_xlabel(f"latency of one image of {costs.size[0]}x{costs.size[1]}, ms: median, p20 to p80")
     axes.set_ylabel(f"{metric} on the test split, %: mean and range over seeds")
     axes.grid(alpha=0.3)

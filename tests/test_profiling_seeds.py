@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from linescan.profiling.figures import FIGURES, picture
+from linescan.profiling.figures import FIGURES, more_room, picture
 from linescan.profiling.tables import seeds, seeds_by_class
 
 RECIPE = "segformer_1xb8-500_camvid-180x240"
@@ -144,6 +144,21 @@ def test_figure_has_a_point_per_trained_network_and_the_front():
     (front,) = [line for line in axes.lines if line.get_label() == "Pareto front of the means"]
     assert list(zip(*front.get_data(), strict=True)) == [(55.0, 30.0)], "the twin is slower and worse"
     assert "mIoU" in axes.get_ylabel() and "180x240" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("point", "side"),
+    [((50.0, 30.0), "right"), ((55.0, 30.2), "left"), ((60.0, 35.0), "left"), ((130.0, 28.0), "right"), ((120.0, 30.1), "right")],
+    ids=[
+        "neighbour to the right",
+        "the nearer neighbour to the left",
+        "alone on the left",
+        "alone on the right",
+        "the nearer one to the right",
+    ],
+)
+def test_labels_stand_where_there_is_room(point, side):
+    assert more_room(point, [(50.0, 30.0), (55.0, 30.2), (60.0, 35.0), (120.0, 30.1), (125.0, 30.1), (130.0, 28.0)]) == side
 
 
 def test_figure_shows_the_main_metric_of_polyps():

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/hybrid/hybrid-gated-conv-tiny_segformer_1xb8-500_camvid-180x240.py
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = "./hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240.py"
