@@ -10,6 +10,7 @@ import pytest
 from linescan.profiling import read_rows, report
 from linescan.profiling.figures import outdated_figures
 from linescan.profiling.tables import TABLES, comparison, refresh
+from linescan.profiling.tables.configs import is_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs/*.md", "configs/*/README.md", "kernels/*/README.md", "runs/README.md")
@@ -72,6 +73,17 @@ def test_reports_are_what_their_rows_say(folder):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/table.md")), ids=lambda p: p.parent.name)
 def test_tables_beside_rows_are_what_the_rows_say(path):
     assert path.read_text(encoding="utf-8") == comparison(read_rows(path.with_name("results.json")))
+
+
+def test_a_config_is_measured_where_rows_say_so():
+    """Status in the docstring and table of the folder: a results file that no table names is found, and a status from before."""
+    rows = [row for path in ROOT.glob("results/**/*.json") for row in read_rows(path)]
+    measured = {row["name"] for row in rows if is_of(row, row["name"])}
+    for path in sorted(ROOT.glob("configs/*/*.py")):
+        if path.parent.name != "_base_":
+            (line,) = [line for line in (path.parent / "README.md").read_text(encoding="utf-8").splitlines() if f"]({path.name})" in line]
+            untrained = "\nStatus: untrained." in path.read_text(encoding="utf-8")
+            assert (path.stem not in measured, "not measured" in line) == (untrained, untrained), path.stem
 
 
 def test_every_kind_of_table_stands_on_a_page():

@@ -28,6 +28,8 @@ DATA = {
     "caltech10": "Caltech-101, ten classes",
 }
 HEADS = {"upernet": "UPerHead", "semfpn": "Semantic FPN", "segformer": "all-MLP", "deeplabv3plus": "DeepLabV3+"}
+# Kinds of rows that hold an accuracy.
+TRAINED = ("accuracy", "classification", "comparison", "evaluation")
 # Columns of measured values: result -> title, digits. The first is always there, the others where a row has them.
 MASKS = {"mIoU": ("mIoU, %", 1), "mDice": ("mDice, %", 1), "pair_accuracy": ("linked or free disc told apart, %", 1)}
 CLASSES = {"accuracy/top1": ("top-1, %", 1), "accuracy/top3": ("top-3, %", 1), "train_cpu_seconds": ("training, processor s", 0)}
@@ -76,7 +78,7 @@ def _with_values(
     """The columns of a config, what was published and measured for it, and the link to it."""
     first = next(iter(columns))
     published = {row["name"]: row["result"][first] for row in rows if row["kind"] == "published" and first in row["result"]}
-    measured = {name: [row["result"] for row in rows if _is_of(row, name)] for name, _ in body}
+    measured = {name: [row["result"] for row in rows if is_of(row, name)] for name, _ in body}
     shown = [key for key in columns if key == first or any(key in result for results in measured.values() for result in results)]
     has_published = any(name in published for name, _ in body)
     titles = [*head, *([f"published {columns[first][0]}"] if has_published else []), *(columns[key][0] for key in shown), "config"]
@@ -84,21 +86,21 @@ def _with_values(
     for name, cells in body:
         value = [f"{published[name]:.1f}" if name in published else "none"] if has_published else []
         found = [_mean([result[key] for result in measured[name] if key in result], columns[key][1]) for key in shown]
-        text.append([*cells, *value, *found, f"[config]({name}.py)"])
+        text.append([*cells, *value, *(found if measured[name] else ["not measured"] * len(shown)), f"[config]({name}.py)"])
     return lines(titles, text)
 
 
 def _mean(values: Sequence[float], places: int) -> str:
-    """The value, or the mean of several trainings with lowest and highest."""
+    """The value, or the mean of several trainings with lowest and highest; nothing where a training has another metric."""
     if not values:
-        return "not measured"
+        return ""
     text = f"{mean(values):.{places}f}"
     return text if len(values) == 1 else f"{text} ({min(values):.{places}f} to {max(values):.{places}f}, {len(values)} seeds)"
 
 
-def _is_of(row: Row, name: str) -> bool:
+def is_of(row: Row, name: str) -> bool:
     """Whether a row measured this config as it stands, its test images of the size that it says."""
-    if row["kind"] in ("config", "published") or row["name"] != name:
+    if row["kind"] not in TRAINED or row["name"] != name:
         return False
     scales = [tuple(value)[::-1] for key, value in row["condition"].get("options", {}).items() if key.endswith(".scale")]
     crop = tuple(int(side) for side in re.search(r"(\d+)x(\d+)$", name).groups()) if scales else None
