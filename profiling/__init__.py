@@ -10,6 +10,7 @@ from .flops import MacCount, UncountedOperatorError, count_macs
 from .fvcore_handles import fvcore_handles
 from .memory import peak_memory
 from .parameters import ParameterCount, count_parameters
+from .progress import progress_bar
 from .provenance import measurement_row, provenance, read_rows, write_rows
 from .throughput import Throughput, measure_throughput
 
@@ -40,6 +41,7 @@ __all__ = [
     "measurement_row",
     "peak_memory",
     "profile",
+    "progress_bar",
     "provenance",
     "read_accuracy",
     "read_rows",

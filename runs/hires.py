@@ -13,8 +13,7 @@ import torch
 
 from linescan.engine.cli import run_tool
 from linescan.engine.errors import ConfigError
-from linescan.profiling import profile, report, write_rows
-from linescan.profiling.progress import progress_bar
+from linescan.profiling import profile, progress_bar, report, write_rows
 from linescan.profiling.subjects import resolve
 
 SIZES = ((384, 512), (768, 1024), (1152, 1536), (1536, 2048))  # height, width, pixels

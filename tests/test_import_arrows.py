@@ -21,7 +21,7 @@ ARROWS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "engine": (set(), {"torch", "mmengine", "numpy"}, {"mmseg", "mmcv"}),
     "segmentation": ({"engine"}, {"torch", "mmengine", "mmseg", "mmcv", "numpy", "PIL", "cv2"}, set()),
     "classification": ({"engine"}, {"torch", "mmengine", "timm", "torchvision", "numpy", "PIL"}, set()),
-    "profiling": ({"kernels", "engine"}, {"torch", "fvcore", "matplotlib", "mmengine", "numpy"}, set()),
+    "profiling": ({"kernels", "engine"}, {"torch", "fvcore", "matplotlib", "mmengine", "numpy", "tqdm"}, set()),
 }
 TOOL_LINES = 150
 # Where a user's explicit word (never a default) turns the protection of torch.load off, and the test that shows what it protects from.

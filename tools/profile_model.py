@@ -16,7 +16,6 @@ from pathlib import Path
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # before torch is imported: no checkpoint may run code
 
 from mmengine.config import DictAction
-from tqdm import tqdm
 
 from linescan.engine import ConfigError, quiet_imports
 from linescan.engine.cli import run_tool
@@ -24,7 +23,7 @@ from linescan.engine.cli import run_tool
 with quiet_imports():
     import torch
 
-    from linescan.profiling import evaluate, line_up, profile, read_accuracy, read_rows, report, write_rows
+    from linescan.profiling import evaluate, line_up, profile, progress_bar, read_accuracy, read_rows, report, write_rows
 
 
 def parse_args() -> argparse.Namespace:
@@ -110,12 +109,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
         rows.append(row)
         write_rows(path, rows)
 
-    with tqdm(total=1000, unit="‰", bar_format="{l_bar}{bar}| {elapsed}, {remaining} left", disable=None) as bar:
-
-        def show(label: str, fraction: float) -> None:
-            bar.set_description_str(label)
-            bar.update(round(1000 * fraction) - bar.n)
-
+    with progress_bar() as show:
         try:
             for row in accuracy_rows(args, line_up(args.models, **chosen)):
                 keep(row)
