@@ -1,4 +1,4 @@
-"""KvasirDataset: the conversion of the published folder, the real images, and the head of one logit."""
+"""KvasirDataset: the conversion of the published folder, the real images, and what the configs' head answers and learns from."""
 
 import json
 import os
@@ -10,7 +10,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
+from mmseg.structures import SegDataSample
 from PIL import Image
 
 import linescan.backbones
@@ -84,12 +86,26 @@ def test_real_images(data_root, repo_root):
         assert len(data) == count and set(data[0]["data_samples"].gt_sem_seg.data.unique().tolist()) == {0, 1}
 
 
-def test_one_logit_and_a_threshold_of_one_half(repo_root):
-    """A pixel is polyp where its probability is above 0.5, and only there."""
+@pytest.fixture
+def model(repo_root):
     cfg = Config.fromfile(repo_root / "configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb4-500_kvasir-352x352.py")
     init_default_scope("mmseg")
-    model = MODELS.build({**cfg.model, "backbone": dict(cfg.model.backbone, arch="test")})
-    assert model.decode_head.conv_seg.out_channels == 1
+    return MODELS.build({**cfg.model, "backbone": dict(cfg.model.backbone, arch="test")})
+
+
+def test_a_pixel_is_polyp_above_one_half(model):
     probability = torch.tensor([0.3, 0.49, 0.51, 0.9])
-    (sample,) = model.postprocess_result(torch.logit(probability).view(1, 1, 2, 2))
+    (sample,) = model.postprocess_result(torch.stack((1 - probability, probability)).log().view(1, 2, 2, 2))
     assert sample.pred_sem_seg.data.flatten().tolist() == [0, 0, 1, 1]
+
+
+def test_the_dice_loss_is_of_the_polyp(model):
+    """1 - 2 p t / (p^2 + t^2), summed over the pixels of an image; the background is not in it, ignored pixels count as no polyp."""
+    truth = torch.tensor([[[[1, 1, 0, 255]]]])
+    probability = torch.tensor([0.9, 0.4, 0.2, 0.0])
+    logits = torch.stack((1 - probability, probability)).log().clamp(min=-100).view(1, 2, 1, 4)
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=truth[0]))]
+    losses = model.decode_head.loss_by_feat(logits, samples)
+    expected = 1 - 2 * (0.9 + 0.4) / (0.9**2 + 0.4**2 + 0.2**2 + 2)
+    assert float(losses["loss_dice"]) == pytest.approx(expected, abs=1e-3)
+    assert float(losses["loss_ce"]) == pytest.approx(-np.log([0.9, 0.4, 0.8]).mean(), abs=1e-4)

@@ -1,13 +1,20 @@
 """Kvasir-SEG at 352x352, background and polyp. Trained on the train split, best checkpoint by val, tested on test.
 
 Images are resized to a square, as polyp segmentation does since PraNet (arXiv 2006.11392); masks are compared at their own size.
-`data_root` follows the environment variable LINESCAN_DATA (default: data/); docs/datasets.md says where to get the data.
+Two logits per pixel: the answer is polyp where its probability is above 0.5. `data_root` follows the environment variable LINESCAN_DATA
+(default: data/); docs/datasets.md says where to get the data.
 """
 
 dataset_type = "KvasirDataset"
 data_root = "{{$LINESCAN_DATA:data}}/kvasir"
 num_classes = 2
 crop_size = (352, 352)
+# Cross-entropy and the Dice loss of the polyp; background is six times as large, and cross-entropy alone answers nothing else for long.
+# DiceLoss of MMSegmentation needs two logits: of one, it takes the background as the target.
+loss_decode = [
+    dict(type="CrossEntropyLoss", loss_name="loss_ce", use_sigmoid=False, avg_non_ignore=True, loss_weight=1.0),
+    dict(type="DiceLoss", loss_name="loss_dice", use_sigmoid=False, ignore_index=0, loss_weight=1.0),
+]
 scale = (352, 352)
 
 train_pipeline = [
@@ -27,7 +34,18 @@ test_pipeline = [
     dict(type="LoadCheckedAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# No tta_pipeline: of a head with one logit, MMSegmentation's SegTTAModel takes the sigmoid twice, and everything is foreground.
+tta_pipeline = [
+    dict(type="LoadCheckedImage"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale=(side, side), keep_ratio=False) for side in (256, 352, 448)],
+            [dict(type="RandomFlip", prob=p, direction="horizontal") for p in (0.0, 1.0)],
+            [dict(type="LoadCheckedAnnotations")],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
