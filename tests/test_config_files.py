@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
@@ -140,7 +141,9 @@ def test_model_builds_for_the_classes_of_the_data(path):
     classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO["classes"]
     assert {head.num_classes for head in heads} == {len(classes)}
     # A loss with class weights is averaged over the weights of the pixels that count; avg_non_ignore cannot be set beside them.
-    assert all(loss.avg_non_ignore or loss.class_weight for loss in (head.loss_decode for head in heads))
+    losses = [loss for head in heads for loss in (head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode])]
+    entropies = [loss for loss in losses if isinstance(loss, CrossEntropyLoss)]
+    assert len(entropies) == len(heads) and all(loss.avg_non_ignore or loss.class_weight for loss in entropies)
 
 
 @every_class_config
