@@ -1,5 +1,5 @@
 #!/bin/sh
-# Hybrid tiny with Bi-WKV on CamVid at half size, 1000 iterations of 8 images: README "Real images", configs/hybrid/README.md.
+# Hybrid tiny with Bi-WKV on CamVid at half size, 1000 iterations of 8 images: configs/hybrid/README.md.
 # 1 CPU thread, 49 minutes of training on a machine with other jobs; seed 0.
 # Data: docs/datasets.md (LINESCAN_DATA). Writes to work_dirs/camvid-1k; OUT=results/camvid renews the committed row, which an earlier
 # version of the tools wrote in other words (kind "evaluation" instead of "comparison").

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Does the mixer see far? Shapes at 192x192, 2000 iterations: README "Does the mixer see far?", configs/shapes/README.md.
+# Does the mixer see far? Shapes at 192x192, 2000 iterations: docs/evidence.md "Far context", configs/shapes/README.md.
 # 1 CPU thread, 12 to 13 processor minutes per model; seed 0; what has its metrics.json is not trained again.
 # Writes to work_dirs/shapes; OUT=results/shapes renews the committed rows and pictures.
 set -e

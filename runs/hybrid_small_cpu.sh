@@ -1,5 +1,5 @@
 #!/bin/sh
-# The small hybrid with Bi-WKV against its attention twin, 224 to 2048 pixels: README "How fast the whole network is".
+# The small hybrid with Bi-WKV against its attention twin, 224 to 2048 pixels: docs/evidence.md "High resolution".
 # 2 CPU threads on an idle machine, about 15 minutes. Untrained weights; nothing is random in what is measured.
 # Writes to work_dirs/hybrid-small_cpu-2threads_fp32; OUT=results/hybrid-small_cpu-2threads_fp32 renews the committed rows, moved away before.
 set -e

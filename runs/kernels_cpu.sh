@@ -1,5 +1,5 @@
 #!/bin/sh
-# Scan operators against softmax attention on the same tokens: README "The operators", the tables of kernels/*/README.md.
+# Scan operators against softmax attention on the same tokens: docs/kernels.md "Timing", the tables of kernels/*/README.md.
 # 2 CPU threads (SSD: 1) of an idle machine; the timed calls of the rows add up to 9 minutes. Inputs from seed 0. Without a C compiler the rows
 # have PyTorch alone.
 # Writes to work_dirs/kernels; OUT=results/kernels renews the committed rows and the picture of the sweep:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Multiply-adds of the hybrids and their attention twins by image size, MLP ratio 2 everywhere: README "What it costs".
+# Multiply-adds of the hybrids and their attention twins by image size, MLP ratio 2 everywhere: docs/evidence.md "High resolution".
 # Any machine, under a minute of one core; exact counts on shapes, nothing is timed or random.
 # Writes to work_dirs/macs; OUT=results/macs renews the committed rows, moved away before.
 set -e
