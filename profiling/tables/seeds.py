@@ -3,7 +3,7 @@
     <!-- table: seeds results/camvid_cpu-2threads/accuracy.json results/camvid_cpu-2threads/rows.json -->
     <!-- table: seeds_by_class results/camvid_cpu-2threads/accuracy.json -->
     <!-- figure: accuracy_by_latency results/camvid_cpu-2threads/accuracy.json results/camvid_cpu-2threads/rows.json
-         results/camvid_cpu-2threads/accuracy_latency.png -->  (on one line)
+         results/camvid_cpu-2threads/seeds_latency.png -->  (on one line)
 
 The profile has one image size: the forward pass of one image, and a training step of more. Without a profile the first table has no costs.
 The page says what the rows do not: the data, and whether mIoU is over classes or over images.
