@@ -88,7 +88,7 @@ def test_real_images(data_root, repo_root):
 
 @pytest.fixture
 def model(repo_root):
-    cfg = Config.fromfile(repo_root / "configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb4-500_kvasir-352x352.py")
+    cfg = Config.fromfile(repo_root / "configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb4-1k_kvasir-352x352.py")
     init_default_scope("mmseg")
     return MODELS.build({**cfg.model, "backbone": dict(cfg.model.backbone, arch="test")})
 

@@ -7,7 +7,7 @@ from linescan.profiling.tables import TABLES
 FLOOR = dict(kind="accuracy", name="every pixel", condition=dict(images=25), result=dict(mDice=27.04, mIoU=16.8, Dice_sd=10.0, IoU_sd=5.0))
 NETWORK = dict(
     kind="accuracy",
-    name="hybrid-bi-wkv-tiny_segformer_1xb4-500_kvasir-352x352",
+    name="hybrid-bi-wkv-tiny_segformer_1xb4-1k_kvasir-352x352",
     condition=dict(seed=3),
     result={"mDice": 61.26, "mIoU": 50.0, "Dice_sd": 20.0, "IoU_sd": 10.0, "pixels/IoU.polyp": 55.55},
 )

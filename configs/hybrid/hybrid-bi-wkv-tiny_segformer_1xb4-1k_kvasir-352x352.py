@@ -1,14 +1,14 @@
-"""Polyps in Kvasir-SEG, 500 iterations for a CPU: HybridBackbone tiny with Bi-WKV token layers and all-MLP head.
+"""Polyps in Kvasir-SEG, 1000 iterations for a CPU: HybridBackbone tiny with Bi-WKV token layers and all-MLP head.
 
-    python tools/train.py configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb4-500_kvasir-352x352.py
+    python tools/train.py configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb4-1k_kvasir-352x352.py
 
-Status: measured once.
+Status: untrained.
 """
 
 _base_ = [
     "../_base_/models/hybrid_segformer.py",
     "../_base_/datasets/kvasir_352x352.py",
-    "../_base_/schedules/adamw_scratch_500.py",
+    "../_base_/schedules/adamw_scratch_1k.py",
     "../_base_/default_runtime.py",
 ]
 

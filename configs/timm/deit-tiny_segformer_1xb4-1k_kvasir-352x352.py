@@ -1,16 +1,16 @@
-"""Polyps in Kvasir-SEG, 500 iterations for a CPU: DeiT tiny with the all-MLP head of SegFormer.
+"""Polyps in Kvasir-SEG, 1000 iterations for a CPU: DeiT tiny with the all-MLP head of SegFormer.
 
-    python tools/train.py configs/timm/deit-tiny_segformer_1xb4-500_kvasir-352x352.py
+    python tools/train.py configs/timm/deit-tiny_segformer_1xb4-1k_kvasir-352x352.py
 
 The recipe of hybrid-bi-wkv-tiny; the last map becomes a pyramid (SimpleFeaturePyramid).
 
-Status: measured once.
+Status: untrained.
 """
 
 _base_ = [
     "../_base_/models/segformer_plain.py",
     "../_base_/datasets/kvasir_352x352.py",
-    "../_base_/schedules/adamw_scratch_500.py",
+    "../_base_/schedules/adamw_scratch_1k.py",
     "../_base_/default_runtime.py",
 ]
 
