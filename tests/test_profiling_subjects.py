@@ -134,14 +134,14 @@ def test_a_config_file_of_a_classifier(folder):
 
 
 def test_a_model_of_mmsegmentation_alone(folder):
-    """A config of another project names no module of ours."""
+    """A config of another project names no module of ours, and knows our names all the same, by its scope."""
     (folder / "fcn.json").write_text(
         '{"default_scope": "mmseg", "model": {"type": "EncoderDecoder", "backbone": {"type": "MobileNetV2", "out_indices": [4, 6]},'
         '"decode_head": {"type": "FCNHead", "in_channels": 320, "channels": 4, "num_convs": 1, "num_classes": 4,'
         '"norm_cfg": {"type": "SyncBN"}}}}'
     )
     subject = resolve("fcn.json")
-    assert subject.imports == ("linescan.backbones",)
+    assert subject.imports == ("linescan.backbones", "linescan.segmentation")
     assert build(subject).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 2, 2)
 
 
