@@ -136,6 +136,15 @@ def test_hook_draws_the_same_few_validation_images(sample):
     assert np.array_equal(runner.added["val_0004_street", 40], draw_sheet([row], CLASSES, PALETTE))
 
 
+def test_hook_draws_the_floats_of_binary_heads(sample):
+    """MMSegmentation's heads of one logit predict 0.0 and 1.0."""
+    sample, row = sample
+    sample.pred_sem_seg.data = sample.pred_sem_seg.data.float()
+    runner = Recorder(1)
+    PredictionPicturesHook(num_images=1).after_val_iter(runner, 0, outputs=[sample])
+    assert np.array_equal(runner.added["val_0000_street", 40], draw_sheet([row], CLASSES, PALETTE))
+
+
 def test_hook_draws_test_images_on_request(sample):
     sample, _ = sample
     runner = Recorder(2)

@@ -179,7 +179,7 @@ def test_a_broken_entry_point_names_its_distribution(tmp_path):
 @pytest.fixture
 def shown_package(tmp_path, repo_root) -> Path:
     """The package of docs/third_party.md, installed; gives the folder."""
-    tomllib = pytest.importorskip("tomllib")
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
     page = (repo_root / "docs" / "third_party.md").read_text(encoding="utf-8")
     project = tomllib.loads(re.search(r"`pyproject.toml`:\n\n```toml\n(.*?)```", page, re.S)[1])["project"]
     name, source = re.search(r"`(\w+)/__init__.py`:\n\n```python\n(.*?)```", page, re.S).groups()
