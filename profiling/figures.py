@@ -9,6 +9,7 @@ older than they are.
 """
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from .curves import latency_curves
 from .report.fits import pareto_front
 from .report.style import COLOURS, MARKERS, digest, digest_in, new_figure, png
-from .tables import Costs, Measured, Row, Trained, mixer_of, shown
+from .tables import MIXERS, Costs, Measured, Row, Trained, mixer_of, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,13 +119,14 @@ def headline(rows: Sequence[Row]) -> "Figure":
     drawn = new_figure(11.0, 4.4)
     left, right = drawn.subplots(1, 2, gridspec_kw=dict(wspace=0.22))
     measured = Measured([row for row in rows if row["name"] not in trained])
-    for index, name in enumerate(measured.names):
+    looks = colours_and_markers(measured.names)
+    for name in measured.names:
         times = [measured("speed", name, size, "forward")["latency_ms"] for size in measured.sizes]
         x, y = [max(size) for size in measured.sizes], [time["median"] / 1000 for time in times]
         error = [[(time["median"] - time["p20"]) / 1000 for time in times], [(time["p80"] - time["median"]) / 1000 for time in times]]
         mixer = mixer_of(name)
         title = f"hybrid small, {mixer}" if mixer else shown(name)
-        left.errorbar(x, y, yerr=error, label=title, capsize=2, color=COLOURS[index], marker=MARKERS[index], linewidth=1.4)
+        left.errorbar(x, y, yerr=error, label=title, capsize=2, linewidth=1.4, **looks[name])
     left.set(xscale="log", yscale="log", xlabel="long side of the image (4:3), pixels", ylabel="forward pass of one image, s")
     left.set_xticks(x, [str(side) for side in x])
     left.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
@@ -144,12 +146,13 @@ def _accuracy_panel(axes: "Axes", rows: Sequence[Row]) -> None:
     for name in trained.runs:
         if name in costs.names:
             points[name] = (costs.latency(name)["median"], trained.scores(name, metric).mean)
-    for index, name in enumerate(sorted(points, key=points.get)):
-        time, score, colour = costs.latency(name), trained.scores(name, metric), COLOURS[index % len(COLOURS)]
+    looks, single = colours_and_markers(list(points)), False
+    for name in sorted(points, key=points.get):
+        time, score, colour = costs.latency(name), trained.scores(name, metric), looks[name]["color"]
         (x, y), many = points[name], score.seeds > 1
+        single |= not many
         error = dict(xerr=[[x - time["p20"]], [time["p80"] - x]], yerr=[[y - score.low], [score.high - y]] if many else None)
-        look = dict(color=colour, marker=MARKERS[index % len(MARKERS)], markerfacecolor=colour if many else "white")
-        axes.errorbar([x], [y], **error, capsize=2, elinewidth=1, zorder=3, **look)
+        axes.errorbar([x], [y], **error, capsize=2, elinewidth=1, zorder=3, **looks[name], markerfacecolor=colour if many else "white")
         side = more_room(points[name], list(points.values()))
         place = dict(xytext=(6 if side == "left" else -6, 5), textcoords="offset points", ha=side, fontsize=8)
         axes.annotate(shown(name), (x, y), color=colour, **place)
@@ -158,11 +161,22 @@ def _accuracy_panel(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.step(
         *zip(*front, strict=True), where="post", color="#888888", linewidth=4, alpha=0.35, zorder=1, label="Pareto front of the means"
     )
-    axes.margins(x=0.3, y=0.15)
+    axes.margins(x=0.4, y=0.15)
     axes.set_xlabel(f"latency of one image of {costs.size[0]}x{costs.size[1]}, ms: median, p20 to p80")
     axes.set_ylabel(f"{metric} on the test split, %: mean and range over seeds")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, title="open marker: one seed", title_fontsize=8)
+    axes.legend(frameon=False, fontsize=8, title="open marker: one seed" if single else None, title_fontsize=8)
+
+
+def colours_and_markers(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """How each network is drawn: a token mixer alike in every picture (the first network that has it), the others in the order given."""
+    mixers, taken = list(MIXERS.values()), []
+    others = itertools.count(len(mixers))
+    for name in names:
+        mixer = mixer_of(name)
+        own = mixers.index(mixer) if mixer else None
+        taken.append(next(others) if own is None or own in taken else own)
+    return {n: dict(color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)]) for n, i in zip(names, taken, strict=True)}
 
 
 def more_room(point: tuple[float, float], points: Sequence[tuple[float, float]]) -> str:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from linescan.profiling.figures import FIGURES
+from linescan.profiling.figures import FIGURES, colours_and_markers
 
 TRAINED = "hybrid-bi-wkv-tiny_segformer_1xb8-500_camvid-180x240"
 
@@ -30,3 +30,11 @@ def test_each_network_stands_in_its_panel(seed):
     drawn = {label: [list(map(float, values)) for values in data] for label, data in labels.items()}
     assert drawn == {"hybrid small, Bi-WKV": [[512, 2048], [0.3, 6.0]], "Swin-T": [[512, 2048], [0.4, 5.0]]}
     assert [list(map(float, values)) for values in right.containers[0][0].get_data()] == [[50.0], [30.0]]
+    colours = {text.get_text(): container[0].get_color() for text, container in zip(left.get_legend().texts, left.containers, strict=True)}
+    assert right.containers[0][0].get_color() == colours["hybrid small, Bi-WKV"] != colours["Swin-T"], "one colour per mixer"
+
+
+def test_networks_of_one_mixer_are_told_apart():
+    looks = colours_and_markers(["hybrid:small:attention", "hybrid:tiny:attention", "timm:swin_tiny", "vrwkv:tiny", TRAINED])
+    assert len({tuple(look.values()) for look in looks.values()}) == 5
+    assert colours_and_markers([TRAINED])[TRAINED] == looks[TRAINED], "alike in every picture"

@@ -144,6 +144,9 @@ def test_figure_has_a_point_per_trained_network_and_the_front():
     (front,) = [line for line in axes.lines if line.get_label() == "Pareto front of the means"]
     assert list(zip(*front.get_data(), strict=True)) == [(55.0, 30.0)], "the twin is slower and worse"
     assert "mIoU" in axes.get_ylabel() and "180x240" in axes.get_xlabel()
+    assert axes.get_legend().get_title().get_text() == "open marker: one seed"
+    (axes,) = FIGURES["accuracy_by_latency"]([row for row in camvid() if row["name"] == HYBRID]).axes
+    assert axes.get_legend().get_title().get_text() == "", "no open marker to explain"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from .comparisons import comparison, far_context, summary
 from .configs import classifier_configs, configs
 from .costs import macs, operators
 from .kernels import kernel_growth, kernel_ratios
-from .names import mixer_of, shown
+from .names import MIXERS, mixer_of, shown
 from .overlap import overlap
 from .pages import refresh
 from .parameters import backbones, parameters
@@ -23,6 +23,7 @@ from .profiles import Measured, by_size, side_by_side, tradeoffs, training_steps
 from .seeds import Costs, Trained, seeds, seeds_by_class
 
 __all__ = [
+    "MIXERS",
     "TABLES",
     "Costs",
     "Measured",

@@ -62,9 +62,12 @@ def shown(name: str) -> str:
 
 
 def mixer_of(name: str) -> str | None:
-    """The token mixer of a backbone named hybrid:<arch>:<mixer>, whatever its options; None for another network."""
+    """The token mixer, as pages call it, of hybrid:<arch>:<mixer> or of a config hybrid-<mixer>-<arch>_...; None for another network."""
     family, *rest = name.split(":")
-    return MIXERS[rest[1]] if family == "hybrid" else None
+    if family == "hybrid":
+        return MIXERS[rest[1]]
+    found = _HYBRID.fullmatch(name.split("_")[0])
+    return MIXERS[found["mixer"].replace("-", "_")] if found else None
 
 
 def backbone_of(name: str) -> str:
