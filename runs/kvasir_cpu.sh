@@ -1,7 +1,7 @@
 #!/bin/sh
 # Polyps in Kvasir-SEG at 352x352: docs/evidence.md "Polyps". Hybrid tiny with Bi-WKV, with attention (its twin), without mixing (the control) and
 # DeiT-T, 1000 iterations of 4 images from random weights, seed 0; then what they cost, and what answers reach that look at no polyp.
-# CPU: about 40 minutes of one core per network, 5 minutes of an idle machine (2 threads) for the costs.
+# CPU: 34 to 41 processor minutes per network (1 thread), 3 minutes of an idle machine (2 threads) for the costs.
 # Data: docs/datasets.md (LINESCAN_DATA). Writes to work_dirs/; OUT=results/kvasir_cpu-2threads renews the committed rows, moved away before.
 set -e
 out=${OUT:-work_dirs/kvasir_cpu-2threads}

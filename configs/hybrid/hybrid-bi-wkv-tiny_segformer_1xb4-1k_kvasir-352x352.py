@@ -2,7 +2,7 @@
 
     python tools/train.py configs/hybrid/hybrid-bi-wkv-tiny_segformer_1xb4-1k_kvasir-352x352.py
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = [

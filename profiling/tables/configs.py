@@ -86,7 +86,9 @@ def _with_values(
     for name, cells in body:
         value = [f"{published[name]:.1f}" if name in published else "none"] if has_published else []
         found = [_mean([result[key] for result in measured[name] if key in result], columns[key][1]) for key in shown]
-        text.append([*cells, *value, *(found if measured[name] else ["not measured"] * len(shown)), f"[config]({name}.py)"])
+        if not measured[name]:
+            found[0] = "not measured"
+        text.append([*cells, *value, *found, f"[config]({name}.py)"])
     return lines(titles, text)
 
 
