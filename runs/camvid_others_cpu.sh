@@ -1,9 +1,9 @@
 #!/bin/sh
 # Other networks of 5 to 7 M parameters in the place of the hybrid, on CamVid: docs/evidence.md "CamVid". DeiT, Swin, ConvNeXt, VRWKV, Vim, VMamba, the
 # hybrid's other mixers and DeepLabV3+, under the head and the recipe of camvid_cpu.sh (DeepLabV3+ has its own head), seed 0 alone; then what they cost.
-# CPU: trainings (1 thread) not timed as a whole; for the costs an idle machine (2 threads), timed rounds of 12 minutes at most. What has its
-# metrics.json is not trained again; networks="A.py B.py" takes some of them. Data: docs/datasets.md (LINESCAN_DATA). Writes to work_dirs/;
-# OUT=results/camvid-others_cpu-2threads renews the committed rows (accuracy.json and the profile), moved away before.
+# CPU: 10 to 37 processor minutes per network of those that were trained, the first six (1 thread); for their costs 4 minutes of an idle machine
+# (2 threads). What has its metrics.json is not trained again; networks="A.py B.py" takes some of them. Data: docs/datasets.md (LINESCAN_DATA).
+# Writes to work_dirs/; OUT=results/camvid-others_cpu-2threads renews the committed rows (accuracy.json and the profile), moved away before.
 set -e
 out=${OUT:-work_dirs/camvid-others_cpu-2threads}
 recipe=segformer_1xb8-500_camvid-180x240.py

@@ -4,7 +4,7 @@
 
 The recipe of hybrid-bi-wkv-tiny; the last map becomes a pyramid (SimpleFeaturePyramid).
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = [

@@ -5,7 +5,7 @@
 The recipe of hybrid-bi-wkv-tiny; a norm on every level, as in MMSegmentation.
 A size of our own, 6.0 M parameters, for want of a published one.
 
-Status: untrained.
+Status: measured once.
 """
 
 _base_ = [

@@ -104,7 +104,7 @@ def seeds(rows: Sequence[Row]) -> str:
     body = []
     for name in dict.fromkeys([*trained.runs, *(costs.names if costs else [])]):
         scores = [trained.scores(name, metric) for metric in trained.metrics]
-        accuracies = [str(score) if score else "not trained" for score in scores]
+        accuracies = [str(score) if score else "not in these rows" for score in scores]
         body.append([shown(name), str(len(trained.runs.get(name, {}))), *accuracies, *(costs.cells(name) if costs else [])])
     return lines(head, body)
 
