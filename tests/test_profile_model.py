@@ -75,7 +75,9 @@ def test_rows_are_added_and_never_overwritten(done):
 def test_interrupt_keeps_what_was_measured(tmp_path):
     command = [sys.executable, str(ROOT / "tools/profile_model.py"), "hybrid:tiny:bi_wkv", "--sizes", "256", "--rounds", "10000"]
     command += ["--max-seconds", "1000", "--no-memory", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    # A shell starts what it runs in the background, such as this test suite, with SIGINT ignored, and children inherit that.
+    process = subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     rows = tmp_path / "out" / "rows.json"
     deadline = time.monotonic() + 120
     while not (rows.exists() and len(json.loads(rows.read_text())) == 4) and time.monotonic() < deadline:
