@@ -11,7 +11,7 @@ twin=configs/hybrid/hybrid-attention-tiny_segformer_1xb8-500_camvid-180x240.py
 local=configs/hybrid/hybrid-gated-conv-tiny_segformer_1xb8-500_camvid-180x240.py
 control=configs/hybrid/hybrid-none-tiny_segformer_1xb8-500_camvid-180x240.py
 
-python runs/train_seeds.py work_dirs/camvid-500 $out/accuracy.json $hybrid $twin $local $control --seeds 0 1 2
+OMP_NUM_THREADS=1 python runs/train_seeds.py work_dirs/camvid-500 $out/accuracy.json $hybrid $twin $local $control --seeds 0 1 2
 python tools/profile_model.py $hybrid $local $control --baseline $twin --sizes 180x240 --threads 2 --rounds 15 --max-seconds 60 --out $out
 python tools/profile_model.py $hybrid $local $control --baseline $twin --sizes 180x240 --batch 8 --train --no-operators \
     --threads 2 --rounds 9 --max-seconds 120 --append --out $out

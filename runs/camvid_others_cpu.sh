@@ -14,7 +14,7 @@ six="configs/timm/deit-tiny_$recipe configs/timm/swin-micro_$recipe configs/timm
     configs/deeplabv3plus/r18-d16_deeplabv3plus_1xb8-500_camvid-180x240.py"
 networks=${networks:-$six}
 
-python runs/train_seeds.py work_dirs/camvid-500 $out/accuracy.json $networks --seeds 0
+OMP_NUM_THREADS=1 python runs/train_seeds.py work_dirs/camvid-500 $out/accuracy.json $networks --seeds 0
 python tools/profile_model.py $networks --baseline $twin --sizes 180x240 --threads 2 --rounds 9 --max-seconds 120 --out $out
 python tools/profile_model.py $networks --baseline $twin --sizes 180x240 --batch 8 --train --no-operators \
     --threads 2 --rounds 5 --max-seconds 300 --append --out $out

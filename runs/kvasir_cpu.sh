@@ -11,7 +11,7 @@ control=configs/hybrid/hybrid-none-tiny_segformer_1xb4-1k_kvasir-352x352.py
 deit=configs/timm/deit-tiny_segformer_1xb4-1k_kvasir-352x352.py
 
 python runs/kvasir_floor.py $out/floor.json
-python runs/train_seeds.py work_dirs/kvasir-1k $out/accuracy.json $hybrid $twin $control $deit --seeds 0
+OMP_NUM_THREADS=1 python runs/train_seeds.py work_dirs/kvasir-1k $out/accuracy.json $hybrid $twin $control $deit --seeds 0
 python tools/profile_model.py $hybrid $control $deit --baseline $twin --sizes 352 --threads 2 --rounds 9 --max-seconds 60 --out $out
 python tools/profile_model.py $hybrid $control $deit --baseline $twin --sizes 352 --batch 4 --train --no-operators --threads 2 --rounds 5 \
     --max-seconds 60 --append --out $out

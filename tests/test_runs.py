@@ -71,6 +71,8 @@ def test_header_and_row_in_the_table(script):
     text = script.read_text(encoding="utf-8")
     assert text.startswith("#!/bin/sh\n# ") and "\nset -e\n" in text
     assert script.name in ROWS, "runs/README.md lists every script"
+    # Sums of floats, and so trainings, differ with the number of threads.
+    assert "CPU, 1 thread" not in ROWS[script.name] or "OMP_NUM_THREADS=1" in text, "the table says one thread"
     for file in map(Path, RESULTS.findall(ROWS[script.name])):
         assert f"OUT={file.parent}" in text and (file.name == "rows.json" or file.name in text), (
             f"the script does not say that it makes {file}"
